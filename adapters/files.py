@@ -1,0 +1,181 @@
+"""Our adapter file: safetensors whose header holds everything needed to attach it again.
+
+The tensors are those of AdapterSet.state_dict. The header's metadata are "format" (FORMAT), "spec", "targets" and
+"card", the last three as JSON. Nothing of a file is believed before it is checked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from adapters.atomic import atomic_path
+from adapters.base import AdapterSpec
+from adapters.errors import FileFormatError, StudioError
+from adapters.inject import AdapterSet, base_hash, build, check_shapes
+from adapters.registry import parse_spec
+from adapters.safe import read_safe_header, read_safe_tensors, refuse_nonfinite
+
+FORMAT = "spectral-studio-1"
+
+StorageType = Literal["float32", "float16", "bfloat16"]
+_STORED: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+_FIX = "Choose an adapter.safetensors that Spectral Studio saved, or copy the file again."
+
+
+class AdapterCard(BaseModel):
+    """What a file says about its making."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")  # a later version may say more
+
+    base: str = Field(default="", description="Base model: hub id, path or 'embedded'.")
+    base_hash: str = Field(default="", description="sha256 of the base's weight files.")
+    trigger: str = Field(default="", description="The word that stands for the subject in prompts.")
+    class_word: str = Field(default="", description="What kind of thing the subject is.")
+    steps: int = Field(default=0, ge=0, description="Optimizer steps trained.")
+    config_hash: str = Field(default="", description="sha256 of the training configuration.")
+    resolution: int = Field(default=0, ge=0, description="Pixels a side in training.")
+    prediction_type: str = Field(
+        default="epsilon", description="What the UNet predicts: epsilon or v_prediction."
+    )
+    zero_terminal_snr: bool = Field(
+        default=False, description="Trained down to pure noise; sample with it, too."
+    )
+    created: str = Field(default="", description="Time of saving, ISO 8601.")
+    studio_version: str = Field(default="", description="Version of Spectral Studio that saved it.")
+    thumbnail: str = Field(default="", description="A small picture as a data: URL.")
+
+
+@dataclass(frozen=True)
+class AdapterHeader:
+    """All of a file but its numbers."""
+
+    spec: AdapterSpec
+    targets: dict[str, str]
+    card: AdapterCard
+    shapes: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """A file's contents, on the CPU."""
+
+    tensors: dict[str, Tensor]
+    spec: AdapterSpec
+    targets: dict[str, str]
+    card: AdapterCard
+
+    @property
+    def header(self) -> AdapterHeader:
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        return AdapterHeader(self.spec, self.targets, self.card, shapes)
+
+
+def save_adapter(
+    path: str | os.PathLike[str], adapter_set: AdapterSet, card: AdapterCard, dtype: StorageType = "float32"
+) -> None:
+    """Writes the set's state at once or not at all.
+
+    Args:
+        dtype: how Parameters are stored. float32 is exact and what resume needs; the others halve the file.
+            Schedule state always keeps its own dtype.
+
+    Raises:
+        DiskFullError: no room; an older file at `path` is untouched.
+        FileFormatError: a factor holds NaN or infinity; nothing is written.
+    """
+    tensors = {name: t.detach().cpu().contiguous() for name, t in adapter_set.state_dict().items()}
+    for name in adapter_set.factor_names():
+        tensors[name] = tensors[name].to(_STORED[dtype])
+    refuse_nonfinite(tensors, "This adapter")
+    metadata = {
+        "format": FORMAT,
+        "spec": adapter_set.spec.model_dump_json(),
+        "targets": json.dumps(adapter_set.targets),
+        "card": card.model_dump_json(),
+    }
+    with atomic_path(path) as part:
+        save_file(tensors, part, metadata)
+
+
+def read_header(path: str | os.PathLike[str]) -> AdapterHeader:
+    """Reads and checks the header alone; cheap enough for a library of files.
+
+    Raises:
+        MissingError: no such file.
+        FileFormatError: not safetensors, truncated, not ours, or a header that makes no sense.
+    """
+    metadata, shapes = read_safe_header(path)
+    if metadata.get("format") != FORMAT:
+        raise FileFormatError(f"{path} is a safetensors file, but not an adapter of Spectral Studio.", _FIX)
+    try:
+        targets = cast(dict[str, str], json.loads(metadata["targets"]))
+        return AdapterHeader(
+            spec=parse_spec(json.loads(metadata["spec"])),
+            targets={str(component): str(target) for component, target in targets.items()},
+            card=AdapterCard.model_validate_json(metadata["card"]),
+            shapes=shapes,
+        )
+    except StudioError as error:
+        raise FileFormatError(
+            f"{path} asks for an adapter that this version does not know: {error.what}",
+            "Update Spectral Studio.",
+        ) from error
+    except (ValidationError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FileFormatError(f"The header of {path} is damaged: {error}", _FIX) from error
+
+
+def load_adapter(path: str | os.PathLike[str]) -> AdapterFile:
+    """Reads a whole file. Raises what read_header raises, and FileFormatError for NaN or infinity in it."""
+    header = read_header(path)
+    return AdapterFile(read_safe_tensors(path), header.spec, header.targets, header.card)
+
+
+def attach_file(
+    components: Mapping[str, nn.Module],
+    source: str | os.PathLike[str] | AdapterFile,
+    known_hash: str | None = None,
+) -> AdapterSet:
+    """Attaches a file's adapter, in eval mode. A base it was not made on is accepted if every shape fits.
+
+    Args:
+        components: the pipeline's models; those that the file adapts must be among them.
+        source: a path, or a file that was loaded already.
+        known_hash: inject.base_hash of the same components as in training, if known; else it is computed, which
+            for SDXL reads 5 GB.
+
+    Returns:
+        The set; its `warning` is a text when the base is another than the file's.
+
+    Raises:
+        MismatchError: a layer's shape does not fit; names it. The base is then untouched.
+    """
+    header = source.header if isinstance(source, AdapterFile) else read_header(source)
+    adapter_set = build(components, header.spec, header.targets, seed=0)
+    check_shapes({name: t.shape for name, t in adapter_set.state_dict().items()}, header.shapes)
+    tensors = source.tensors if isinstance(source, AdapterFile) else read_safe_tensors(source)
+    adapter_set.load_state_dict(tensors)
+    adapter_set.warning = _other_base(header.card, known_hash or base_hash(components))
+    adapter_set.attach()
+    return adapter_set.eval()
+
+
+def _other_base(card: AdapterCard, found: str) -> str | None:
+    if not card.base_hash or card.base_hash == found:
+        return None
+    return (
+        f"This adapter was made on another base ({card.base or 'unnamed'}, hash {card.base_hash[:12]}…; this one is "
+        f"{found[:12]}…) or in another precision. It fits and was attached, but pictures may differ."
+    )

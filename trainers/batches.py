@@ -1,0 +1,118 @@
+"""Which pictures, crops and captions the n-th batch holds: a pure function of the seed and n.
+
+An epoch shows every picture of every bucket once; a bucket whose count is not a multiple of the batch size is
+filled from its own start again. Class pictures (prior preservation) join each batch one to one, from the same bucket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from trainers.buckets import Bucket
+from trainers.dataset import BucketTensors
+from trainers.seeds import generator_for
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one shape, on the training device; latents are already drawn from the VAE's distribution."""
+
+    latents: Float[Tensor, "b c h w"]
+    mask: Float[Tensor, "b 1 h w"] | None
+    time_ids: Float[Tensor, "b 6"]
+    captions: Int[Tensor, " b"]
+    is_prior: Bool[Tensor, " b"]
+
+    def subject_only(self) -> Batch:
+        """Without the class pictures."""
+        keep = ~self.is_prior
+        mask = None if self.mask is None else self.mask[keep]
+        return Batch(self.latents[keep], mask, self.time_ids[keep], self.captions[keep], self.is_prior[keep])
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    tensors: BucketTensors
+    subject: tuple[int, ...]
+    prior: tuple[int, ...]
+
+
+class BatchPlan:
+    """Batches by number over GPU-resident buckets; `repeats` shows the subject's pictures several times an epoch."""
+
+    def __init__(self, buckets: Mapping[Bucket, BucketTensors], batch_size: int, seed: int) -> None:
+        self.batch_size, self.seed = batch_size, seed
+        self._buckets = [self._split(tensors) for _, tensors in sorted(buckets.items(), key=_size_of)]
+        chunks = [-(-len(bucket.subject) // batch_size) for bucket in self._buckets]
+        self.batches_per_epoch = sum(chunks)
+        self._slots = [(b, chunk) for b, count in enumerate(chunks) for chunk in range(count)]
+        self._epochs: dict[int, _Epoch] = {}
+
+    def reseeded(self, seed: int) -> BatchPlan:
+        """The same pictures in other order, crops and latents."""
+        other = copy(self)
+        other.seed, other._epochs = seed, {}
+        return other
+
+    @staticmethod
+    def _split(tensors: BucketTensors) -> _Bucket:
+        prior = tensors.is_prior.tolist()
+        subject = tuple(row for row, flag in enumerate(prior) if not flag)
+        return _Bucket(tensors, subject, tuple(row for row, flag in enumerate(prior) if flag))
+
+    def rows(self, number: int) -> tuple[int, list[int]]:
+        """Bucket index and row numbers of batch `number` (subject rows, then as many class rows if there are any)."""
+        epoch_number, slot = divmod(number, self.batches_per_epoch)
+        epoch = self._epoch(epoch_number)
+        index, chunk = self._slots[epoch.slots[slot]]
+        bucket, order = self._buckets[index], epoch.orders[index]
+        start = chunk * self.batch_size
+        rows = [bucket.subject[order[(start + i) % len(order)]] for i in range(self.batch_size)]
+        if bucket.prior:
+            first = number * self.batch_size
+            rows += [bucket.prior[(first + i) % len(bucket.prior)] for i in range(self.batch_size)]
+        return index, rows
+
+    def _epoch(self, number: int) -> _Epoch:
+        if number not in self._epochs:
+            generator = generator_for("cpu", self.seed, "epoch", number)
+            orders = [torch.randperm(len(b.subject), generator=generator).tolist() for b in self._buckets]
+            slots = torch.randperm(len(self._slots), generator=generator).tolist()
+            self._epochs = {number: _Epoch(orders, slots)}
+        return self._epochs[number]
+
+    def batch(self, number: int) -> Batch:
+        """Batch `number`: a crop, a caption and a sample of the VAE's latent for each row."""
+        index, rows = self.rows(number)
+        tensors = self._buckets[index].tensors
+        device = tensors.mean.device
+        choice = generator_for("cpu", self.seed, "variant", number)
+        crops = torch.randint(tensors.mean.shape[1], (len(rows),), generator=choice).to(device)
+        texts = torch.randint(tensors.captions.shape[1], (len(rows),), generator=choice).to(device)
+        row = torch.tensor(rows, device=device)
+        mean, std = tensors.mean[row, crops], tensors.std[row, crops]
+        noise_source = generator_for(device, self.seed, "latent", number)
+        draw = torch.randn(mean.shape, generator=noise_source, device=device, dtype=mean.dtype)
+        return Batch(
+            latents=mean + std * draw,
+            mask=None if tensors.mask is None else tensors.mask[row, crops],
+            time_ids=tensors.time_ids[row, crops],
+            captions=tensors.captions[row, texts],
+            is_prior=tensors.is_prior[row],
+        )
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    orders: list[list[int]]
+    slots: list[int]
+
+
+def _size_of(entry: tuple[Bucket, BucketTensors]) -> tuple[int, int]:
+    return entry[0].width, entry[0].height

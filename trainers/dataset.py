@@ -1,0 +1,278 @@
+"""Pictures and captions → what the steps pick from: latents, masks, sizes and captions, on the device."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from trainers.buckets import Bucket, Crop, apply_crop, make_buckets, nearest_bucket, plan_crops
+from trainers.cache import TensorCache, latents_key
+from trainers.captions import CaptionConfig, caption_of, caption_variants
+from trainers.images import ImageChecks, Picture, list_names, open_mask, open_rgb
+
+EncodeLatents = Callable[
+    [Float[Tensor, "b 3 H W"]], tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]
+]
+ReportProgress = Callable[[int, int], None]
+
+
+class DataConfig(BaseModel):
+    """Which pictures are shown, and how."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    folder: Path = Field(description="folder of the subject's pictures")
+    captions: CaptionConfig = Field(description="captions and the trigger word")
+    resolution: int | None = Field(
+        None, ge=1, description="side of the training square; left out: the base's own"
+    )
+    bucketing: bool = Field(default=True, description="keep each picture's aspect ratio; off: all are cut square")
+    max_aspect: float = Field(default=2.0, ge=1, description="longest bucket: longer side over shorter side")
+    crop_variants: int = Field(
+        4, ge=1, description="crops a picture; the first is centred, others are jittered"
+    )
+    flip: bool = Field(
+        False, description="show mirrored crops, too (not for faces, writing or asymmetric subjects)"
+    )
+    repeats: int = Field(
+        1, ge=1, description="times a picture is shown in an epoch, each time with crops of its own"
+    )
+    masked_loss: bool = Field(default=False, description="learn what the masks (or the alpha channel) mark")
+    mask_floor: float = Field(default=0.1, ge=0, le=1, description="loss weight outside the mask; inside it is 1")
+    checks: ImageChecks = Field(default=ImageChecks(), description="what a picture must be")
+
+    def buckets(self, native_resolution: int, step: int) -> list[Bucket]:
+        """The picture sizes of a run: sides are multiples of `step`; only the square without bucketing."""
+        max_aspect = self.max_aspect if self.bucketing else 1.0
+        return make_buckets(self.resolution or native_resolution, step, max_aspect)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture as it will be shown: any of its crops (all of one bucket) with any of its captions."""
+
+    picture: Picture
+    crops: tuple[Crop, ...]
+    captions: tuple[str, ...]
+    is_prior: bool
+
+    @property
+    def bucket(self) -> Bucket:
+        return self.crops[0].bucket
+
+
+@dataclass(frozen=True)
+class BucketTensors:
+    """All items of one bucket: n items, v crops each, k captions each, latents of c × h × w; on the device.
+
+    Items with fewer crops or captions repeat theirs in turn. `mean` and `std` are the latents' distribution
+    as `encode_latents` gives it, fp32. `mask` weights the loss at latent positions and has mean 1 over each
+    crop, so that a small subject learns as fast as a large one. `captions` are rows of the text table.
+    """
+
+    mean: Float[Tensor, "n v c h w"]
+    std: Float[Tensor, "n v c h w"]
+    mask: Float[Tensor, "n v 1 h w"] | None
+    time_ids: Float[Tensor, "n v 6"]
+    captions: Int[Tensor, "n k"]
+    is_prior: Bool[Tensor, " n"]
+
+
+def plan_items(
+    pictures: Sequence[Picture], config: DataConfig, buckets: list[Bucket], seed: int = 0
+) -> list[Item]:
+    """The subject's items in the pictures' order, each picture `config.repeats` times.
+
+    Crops and caption variants follow from the picture's content and `seed` alone.
+    """
+    items: list[Item] = []
+    for picture in pictures:
+        caption = caption_of(picture, config.captions)
+        captions = tuple(caption_variants(caption, config.captions, f"{seed}/{picture.sha256}"))
+        bucket = nearest_bucket(picture.width, picture.height, buckets)
+        for repeat in range(config.repeats):
+            crops = _crops(
+                picture, bucket, config.crop_variants, config.flip, f"{seed}/{picture.sha256}/{repeat}"
+            )
+            items.append(Item(picture, crops, captions, is_prior=False))
+    return items
+
+
+def plan_prior_items(
+    pictures: Sequence[Picture],
+    caption: str,
+    buckets_in_use: Iterable[Bucket],
+    *,
+    variants: int = 1,
+    flip: bool = False,
+    seed: int = 0,
+) -> list[Item]:
+    """Class pictures cropped into every bucket in use, so that a batch of any shape finds its class pictures."""
+    return [
+        Item(
+            picture,
+            _crops(picture, bucket, variants, flip, f"{seed}/{picture.sha256}"),
+            (caption,),
+            is_prior=True,
+        )
+        for bucket in buckets_in_use
+        for picture in pictures
+    ]
+
+
+def buckets_in_use(items: Iterable[Item]) -> list[Bucket]:
+    """The buckets that items fall into, in order of size."""
+    return sorted({item.bucket for item in items})
+
+
+def _crops(picture: Picture, bucket: Bucket, variants: int, flip: bool, seed_text: str) -> tuple[Crop, ...]:
+    return tuple(plan_crops(picture.width, picture.height, bucket, variants, flip, seed_text))
+
+
+def text_table(items: Iterable[Item], with_empty: bool = False) -> list[str]:
+    """Every caption once, sorted; with "" (for caption dropout) where asked, which is then first."""
+    texts = {caption for item in items for caption in item.captions}
+    return sorted(texts | {""} if with_empty else texts)
+
+
+def encode_items(
+    items: Sequence[Item],
+    encode_latents: EncodeLatents,
+    cache: TensorCache,
+    vae_id: str,
+    device: torch.device | str,
+    progress: ReportProgress,
+    *,
+    mask_floor: float | None = None,
+    with_empty: bool = False,
+) -> tuple[dict[Bucket, BucketTensors], list[str]]:
+    """Items → tensors by bucket, and the text table that their captions index.
+
+    `encode_latents` gets pixels in [-1, 1], "1 3 H W" on the CPU, and gives the latents' mean and deviation;
+    one crop at a time, so that latents are the same bit for bit whatever the cache held. `vae_id` names the VAE's
+    weights and scaling. `mask_floor`: loss weight outside the masks (None: no masks). `with_empty`: "" is row 0
+    of the text table. `progress` gets (crops done, all crops). One full-size picture is in memory at a time.
+    """
+    texts = text_table(items, with_empty)
+    total, done = sum(len(item.crops) for item in items), 0
+    rows: dict[Bucket, list[_Row]] = {}
+    for item in items:
+        mean, std = _latents(item, encode_latents, cache, vae_id)
+        mask = None if mask_floor is None else _mask_weights(item, mask_floor, mean.shape[-2:])
+        rows.setdefault(item.bucket, []).append(_Row(item, mean, std, mask))
+        done += len(item.crops)
+        progress(done, total)
+    number = {text: index for index, text in enumerate(texts)}
+    return {bucket: _stack(of_bucket, number, device) for bucket, of_bucket in rows.items()}, texts
+
+
+@dataclass(frozen=True)
+class _Row:
+    item: Item
+    mean: Float[Tensor, "v c h w"]
+    std: Float[Tensor, "v c h w"]
+    mask: Float[Tensor, "v 1 h w"] | None
+
+
+def _latents(item: Item, encode: EncodeLatents, cache: TensorCache, vae_id: str) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of an item's crops, "v c h w", fp32 on the CPU; the picture is opened only if needed."""
+    image: Image.Image | None = None
+    found: list[dict[str, Tensor]] = []
+    for crop in item.crops:
+        key = latents_key(item.picture.sha256, crop, vae_id)
+        latents = cache.get(key)
+        if latents is None:
+            image = image or open_rgb(item.picture)
+            mean, std = encode(to_pixels(apply_crop(image, crop))[None])
+            latents = {"mean": mean[0].detach().float().cpu(), "std": std[0].detach().float().cpu()}
+            cache.put(key, latents)
+        found.append(latents)
+    return torch.stack([one["mean"] for one in found]), torch.stack([one["std"] for one in found])
+
+
+def to_pixels(image: Image.Image) -> Float[Tensor, "3 H W"]:
+    """An RGB picture as the VAE wants it: fp32 in [-1, 1]."""
+    array = np.array(image, dtype=np.uint8)
+    return torch.from_numpy(array).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def _mask_weights(item: Item, floor: float, size: tuple[int, int]) -> Float[Tensor, "v 1 h w"]:
+    """Loss weights of an item's crops at latent size (h, w), mean 1; all 1 without a mask and for the class."""
+    mask = None if item.is_prior else open_mask(item.picture)
+    if mask is None:
+        return torch.ones(len(item.crops), 1, *size)
+    cut = [torch.from_numpy(np.array(apply_crop(mask, crop), np.float32) / 255) for crop in item.crops]
+    weights = floor + (1 - floor) * F.adaptive_avg_pool2d(torch.stack(cut)[:, None], size)
+    mean = weights.mean(dim=(1, 2, 3), keepdim=True)
+    return torch.where(mean > 0, weights / mean.clamp(min=1e-8), torch.ones_like(weights))
+
+
+def _stack(rows: list[_Row], number: dict[str, int], device: torch.device | str) -> BucketTensors:
+    variants = max(len(row.item.crops) for row in rows)
+    texts = max(len(row.item.captions) for row in rows)
+    masks = [row.mask for row in rows if row.mask is not None]
+    time_ids = [torch.tensor([crop.time_ids for crop in row.item.crops], dtype=torch.float32) for row in rows]
+    captions = [torch.tensor([number[caption] for caption in row.item.captions]) for row in rows]
+    return BucketTensors(
+        mean=_even([row.mean for row in rows], variants).to(device),
+        std=_even([row.std for row in rows], variants).to(device),
+        mask=_even(masks, variants).to(device) if masks else None,
+        time_ids=_even(time_ids, variants).to(device),
+        captions=_even(captions, texts).to(device),
+        is_prior=torch.tensor([row.item.is_prior for row in rows], device=device),
+    )
+
+
+def _even(tensors: list[Tensor], length: int) -> Tensor:
+    """Stacked tensors whose first dimension was brought to `length` by repeating it in turn."""
+    return torch.stack([tensor[list(islice(cycle(range(len(tensor))), length))] for tensor in tensors])
+
+
+def manifest(items: Iterable[Item]) -> dict[str, str]:
+    """Picture name (of a class picture "class/…") → digests of its content, captions and crops."""
+    grouped: dict[str, list[Item]] = {}
+    for item in items:
+        name = item.picture.path.name
+        grouped.setdefault(f"class/{name}" if item.is_prior else name, []).append(item)
+    return {name: " ".join(_digests(group)) for name, group in grouped.items()}
+
+
+def _digests(items: list[Item]) -> tuple[str, str, str]:
+    captions = repr([item.captions for item in items])
+    crops = repr([item.crops for item in items])
+    return items[0].picture.sha256, _digest(captions), _digest(crops)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def data_fingerprint(items: Iterable[Item]) -> str:
+    """One hash over names, contents, captions and crops; the folder's own path does not count."""
+    return hashlib.sha256(json.dumps(manifest(items), sort_keys=True).encode()).hexdigest()
+
+
+def describe_change(old: dict[str, str], new: dict[str, str]) -> str | None:
+    """What differs between two manifests, in a sentence; None if nothing does."""
+    both = sorted(old.keys() & new.keys())
+    before, after = {name: old[name].split() for name in both}, {name: new[name].split() for name in both}
+    found = {
+        "added": sorted(new.keys() - old.keys()),
+        "removed": sorted(old.keys() - new.keys()),
+        "other content": [name for name in both if before[name][0] != after[name][0]],
+    }
+    for index, what in ((1, "other captions"), (2, "other crops")):
+        found[what] = [n for n in both if before[n][0] == after[n][0] and before[n][index] != after[n][index]]
+    parts = [f"{what}: {list_names(names)}" for what, names in found.items() if names]
+    return "; ".join(parts) + "." if parts else None

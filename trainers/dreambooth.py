@@ -1,0 +1,152 @@
+"""DreamBooth (arXiv 2208.12242): from a folder of pictures to everything the steps read, resident on the device."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from adapters.atomic import atomic_path
+from trainers import dataset, images
+from trainers.buckets import Bucket
+from trainers.cache import TensorCache, encode_texts
+from trainers.captions import CaptionConfig, caption_warnings
+from trainers.config import TrainConfig
+from trainers.dataset import BucketTensors, Item
+from trainers.events import Event, Note, Progress
+from trainers.sdxl import Base, generate
+from trainers.seeds import derive_seed
+from trainers.text import FrozenText, LiveText, TextSource, TextStates, split_tokens
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Latents by bucket, captions as states or tokens, and the manifest that a resume compares."""
+
+    buckets: dict[Bucket, BucketTensors]
+    text: TextSource
+    manifest: dict[str, str]
+    pictures: int
+
+
+def prepare(base: Base, config: TrainConfig, cache: TensorCache) -> Iterator[Event | TrainingData]:
+    """Check the pictures, make class pictures, encode all; yields events and, last, the TrainingData."""
+    resolution = config.data.resolution or base.native_resolution
+    pictures, warnings = images.find_pictures(config.data.folder, config.data.checks, resolution)
+    warnings += caption_warnings(pictures, config.data.captions)
+    yield from (Note(level="warning", text=text) for text in warnings)
+    yield from trigger_notes(base, config.data.captions)
+    buckets = config.data.buckets(base.native_resolution, base.size_step)
+    items = dataset.plan_items(pictures, config.data, buckets, config.seed)
+    if config.prior.weight > 0:
+        prompt, in_use = class_prompt(config), dataset.buckets_in_use(items)
+        folder = yield from class_pictures(base, config, prompt, in_use, cache.root.parent)
+        found, _ = images.find_pictures(folder, config.data.checks, resolution)
+        items += dataset.plan_prior_items(found, prompt, in_use, flip=config.data.flip, seed=config.seed)
+    tensors, table = yield from _encode_items(base, items, config, cache)
+    text = _text_source(base, config, table, cache)
+    yield TrainingData(tensors, text, dataset.manifest(items), len(pictures))
+
+
+def trigger_notes(base: Base, captions: CaptionConfig) -> Iterator[Note]:
+    """A warning where the trigger is many tokens (it is learnt less sharply) or an ordinary word of the base."""
+    pieces = split_tokens(base.pipe.tokenizer, captions.trigger)
+    if len(pieces) > 3:
+        yield Note(
+            level="warning",
+            text=f'The trigger "{captions.trigger}" is {len(pieces)} tokens for this base ({" · ".join(pieces)}); '
+            "a short made-up word such as sks, zwx or ohwx is learnt more sharply.",
+        )
+
+
+def class_prompt(config: TrainConfig) -> str:
+    """The prompt of class pictures: the caption template without the trigger, unless one is given."""
+    if config.prior.prompt is not None:
+        return config.prior.prompt
+    captions = config.data.captions
+    words = captions.template.replace("{trigger}", "").replace("{class}", captions.class_word)
+    return " ".join(words.split())
+
+
+def class_pictures(
+    base: Base, config: TrainConfig, prompt: str, in_use: list[Bucket], cache_root: Path
+) -> Generator[Event, None, Path]:
+    """The folder of class pictures; those that are missing are made by the bare base and kept for the next run."""
+    if config.prior.folder is not None:
+        return Path(config.prior.folder)
+    slug = hashlib.sha256(f"{base.hash}/{prompt}/{in_use}".encode()).hexdigest()[:16]
+    folder = cache_root / "class-pictures" / slug
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = [folder / f"{n:04d}.png" for n in range(config.prior.pictures)]
+    missing = [(n, path) for n, path in enumerate(wanted) if not path.exists()]
+    for bucket in in_use:
+        part = [(n, path) for n, path in missing if in_use[n % len(in_use)] == bucket]
+        made = generate(
+            base,
+            [prompt] * len(part),
+            seeds=[derive_seed("class", n) for n, _ in part],
+            width=bucket.width,
+            height=bucket.height,
+            inference_steps=config.sample.inference_steps,
+            guidance=config.sample.guidance,
+        )
+        for (_, path), picture in zip(part, made, strict=True):
+            _save_png(path, picture)
+            yield Progress(stage="class pictures", done=sum(p.exists() for p in wanted), total=len(wanted))
+    return folder
+
+
+def _save_png(path: Path, picture: Image.Image) -> None:
+    with atomic_path(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def _encode_items(
+    base: Base, items: list[Item], config: TrainConfig, cache: TensorCache
+) -> Generator[Event, None, tuple[dict[Bucket, BucketTensors], list[str]]]:
+    """Latents of all crops on the base's device, by bucket, and the captions that they index."""
+    reports: list[Progress] = []
+    encoded = dataset.encode_items(
+        items,
+        base.encode_pictures,
+        cache,
+        vae_id=f"{base.vae_hash}/{base.vae.dtype}/{base.device.type}",
+        device=base.device,
+        progress=lambda done, total: reports.append(Progress(stage="pictures", done=done, total=total)),
+        mask_floor=config.data.mask_floor if config.data.masked_loss else None,
+    )
+    yield from reports[-1:]
+    return encoded
+
+
+def _text_source(base: Base, config: TrainConfig, table: list[str], cache: TensorCache) -> TextSource:
+    """Frozen encoders: every caption's states, from the cache; learning encoders: token ids."""
+    nothing = base.encode_nothing()
+    if config.targets.text_encoders_train:
+        first, second = base.tokenize(table)
+        pipe = base.pipe
+        return LiveText(pipe.text_encoder, pipe.text_encoder_2, first, second, nothing)
+    encoder_id = f"{base.hash}/{base.dtype}/{base.device.type}"
+    states = encode_texts(table, lambda texts: _as_dict(base.encode_texts(texts)), cache, encoder_id)
+    on_device = {name: value.to(base.device) for name, value in states.items()}
+    return FrozenText(TextStates(on_device["context"], on_device["pooled"]), nothing)
+
+
+def free_encoders(base: Base, config: TrainConfig) -> None:
+    """What the steps do not use leaves the GPU."""
+    if base.device.type == "cpu":
+        return
+    base.vae.to("cpu")
+    if not config.targets.text_encoders_train:
+        for encoder in (base.pipe.text_encoder, base.pipe.text_encoder_2):
+            encoder.to("cpu")
+    torch.cuda.empty_cache()
+
+
+def _as_dict(states: TextStates) -> dict[str, Tensor]:
+    return {"context": states.context, "pooled": states.pooled}

@@ -1,0 +1,129 @@
+"""One optimizer step: batches by number, noise, UNet, loss, backward, clip, update.
+
+Everything it reads lies on the training device, and every draw is seeded by the step's number, so a step is a pure
+function of (weights, optimizer state, step). Nothing waits for the device: losses come back as device scalars.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from adapters.inject import AdapterSet
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import Tensor, nn
+
+from trainers import objective
+from trainers.batches import Batch, BatchPlan
+from trainers.config import TrainConfig
+from trainers.ema import MovingAverage
+from trainers.optim import build_optimizer, build_schedule, clip_gradients
+from trainers.seeds import derive_seed, generator_for
+from trainers.text import TextSource
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Mean loss of the step's batches and the gradient's norm before clipping: scalars on the device."""
+
+    loss: Tensor
+    grad_norm: Tensor
+
+
+class Engine:
+    """The training step of a method over a base; `unet` and the adapter stay the caller's."""
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        adapter: AdapterSet,
+        plan: BatchPlan,
+        text: TextSource,
+        scheduler: DDPMScheduler,
+        config: TrainConfig,
+        dtype: torch.dtype,
+    ) -> None:
+        self.unet, self.adapter, self.plan, self.text = unet, adapter, plan, text
+        self.scheduler, self.config, self.dtype = scheduler, config, dtype
+        self.parameters = list(adapter.parameters())
+        self.device = self.parameters[0].device
+        self._alphas = scheduler.alphas_cumprod.to(self.device)
+        scheduler.alphas_cumprod = self._alphas
+        self._velocity = scheduler.config["prediction_type"] == "v_prediction"
+        on_gpu = self.device.type == "cuda"
+        self.optimizer = build_optimizer(config.optim, parameter_groups(adapter, config), fused=on_gpu)
+        self.schedule = build_schedule(config.optim, self.optimizer, config.steps)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16 and on_gpu)
+        self.average = MovingAverage(self.parameters, config.ema_decay) if config.ema_decay else None
+
+    @property
+    def learning_rate(self) -> float:
+        """The UNet group's present learning rate."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def step(self, number: int) -> StepResult:
+        """Optimizer step `number` (from 0): `gradient_accumulation` batches, one update."""
+        total = torch.zeros((), device=self.device)
+        for part in range(self.config.gradient_accumulation):
+            index = number * self.config.gradient_accumulation + part
+            torch.manual_seed(derive_seed(self.config.seed, "global", index))  # adapters' dropout draws from it
+            loss = self.batch_loss(self.plan.batch(index), index) / self.config.gradient_accumulation
+            penalty = self.adapter.regulariser()
+            whole = loss if penalty is None else loss + penalty / self.config.gradient_accumulation
+            self.scaler.scale(whole).backward()
+            total += loss.detach()
+        return StepResult(total, self._update(number))
+
+    def _update(self, number: int) -> Tensor:
+        self.scaler.unscale_(self.optimizer)
+        self.adapter.on_backward()
+        norm = clip_gradients(self.parameters, self.config.optim.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.adapter.on_step(number + 1)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        if self.average is not None:
+            self.average.update(number + 1)
+        return norm
+
+    def batch_loss(self, batch: Batch, index: int) -> Tensor:
+        """Weighted mean loss of one batch; `index` seeds its noise, timesteps and caption dropout."""
+        config = self.config.objective
+        draws = generator_for(self.device, self.config.seed, "noise", index)
+        noise = objective.draw_noise(batch.latents, config, draws)
+        timesteps = objective.draw_timesteps(len(noise), config, draws, self.device)
+        dropped = torch.rand(len(noise), generator=draws, device=self.device) < self.config.data.captions.dropout
+        empty = (dropped & ~batch.is_prior) if self.config.data.captions.dropout > 0 else None
+        weights = objective.snr_weight(self._alphas, timesteps, config, self._velocity)
+        weights = torch.where(batch.is_prior, weights * self.config.prior.weight, weights)
+        losses = self.picture_losses(batch, noise, timesteps, weights, empty)
+        return losses.sum() / (~batch.is_prior).sum()
+
+    def picture_losses(
+        self, batch: Batch, noise: Tensor, timesteps: Tensor, weights: Tensor, empty: Tensor | None = None
+    ) -> Tensor:
+        """One loss a picture ("b") for given noise and timesteps: what training and validation share."""
+        noisy = self.scheduler.add_noise(batch.latents, noise, timesteps).to(self.dtype)  # pyright: ignore
+        states = self.text.states(batch.captions, empty)
+        conditions = {"text_embeds": states.pooled.to(self.dtype), "time_ids": batch.time_ids}
+        prediction = self.unet(
+            noisy, timesteps, states.context.to(self.dtype), added_cond_kwargs=conditions, return_dict=False
+        )[0]
+        target = objective.prediction_target(self.scheduler, batch.latents, noise, timesteps)
+        errors = objective.elementwise_loss(prediction, target, self.config.objective)
+        return objective.picture_losses(errors, batch.mask, weights)
+
+
+def parameter_groups(adapter: AdapterSet, config: TrainConfig) -> list[dict[str, object]]:
+    """One optimizer group a component (UNet first), each with its own learning rate."""
+    groups: list[dict[str, object]] = []
+    for component in config.targets.chosen():
+        parameters = list(adapter.parameters(component))
+        groups.append({"params": parameters, "lr": config.optim.rate_for(component), "name": component})
+    return groups
+
+
+def finite(result: StepResult) -> bool:
+    """Whether the step's loss is a number (this waits for the device)."""
+    return bool(torch.isfinite(result.loss))

@@ -1,0 +1,44 @@
+"""Validation loss: the same noise and timesteps every time, on noise that training never draws."""
+
+from __future__ import annotations
+
+import torch
+
+from trainers.engine import Engine
+from trainers.seeds import derive_seed, generator_for
+
+LEVELS = 8
+
+
+@torch.no_grad()
+def validation_loss(engine: Engine, seed: int) -> float:
+    """Mean unweighted loss over every subject picture at LEVELS evenly spread timesteps.
+
+    Masks count, loss weights and caption dropout do not. The draw depends on `seed` only, not on the step.
+    """
+    last = engine.scheduler.config["num_train_timesteps"]
+    total, count = 0.0, 0
+    plan = engine.plan.reseeded(derive_seed(seed, "validation"))
+    engine.adapter.train(False)
+    for number in range(plan.batches_per_epoch):
+        batch = plan.batch(number).subject_only()
+        rows = len(batch.latents)
+        for level in range(LEVELS):
+            timestep = int((level + 0.5) / LEVELS * last)
+            draws = generator_for(engine.device, seed, "validation", number, level)
+            noise = torch.randn(batch.latents.shape, generator=draws, device=engine.device)
+            timesteps = torch.full((rows,), timestep, device=engine.device)
+            losses = engine.picture_losses(batch, noise, timesteps, torch.ones(rows, device=engine.device))
+            total, count = total + float(losses.sum()), count + rows
+    engine.adapter.train(True)
+    return total / count
+
+
+@torch.no_grad()
+def base_validation_loss(engine: Engine, seed: int) -> float:
+    """The same with the adapter at strength 0: the bare base."""
+    strength, engine.adapter.strength = engine.adapter.strength, 0.0
+    try:
+        return validation_loss(engine, seed)
+    finally:
+        engine.adapter.strength = strength

@@ -1,0 +1,230 @@
+"""Training as a generator of events: prepare, step, look, save, finish. Nothing here knows of terminals or jobs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import torch
+
+from adapters.errors import DivergedError, MissingError
+from adapters.inject import AdapterSet, attach
+from trainers import checkpoint, dreambooth, samples
+from trainers.batches import BatchPlan
+from trainers.cache import TensorCache
+from trainers.checkpoint import RunIdentity
+from trainers.config import Precision, TrainConfig
+from trainers.dreambooth import TrainingData
+from trainers.engine import Engine, StepResult
+from trainers.evaluate import base_validation_loss, validation_loss
+from trainers.events import Command, Event, Finished, Note, Saved, Started, Stepped, Validated
+from trainers.objective import training_scheduler
+from trainers.result import save_result
+from trainers.sdxl import Base, load_base
+
+Commands = Callable[[], Command | None]
+Reason = Literal["done", "cancelled", "paused"]
+
+
+def never() -> Command | None:
+    """The commands of a run that nobody steers."""
+    return None
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The asked device, or the first GPU, or the CPU."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """fp32 on a CPU and bf16 (or fp16 on cards without it) on a GPU, unless a precision is asked for."""
+    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if precision != "auto":
+        return named[precision]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def train(
+    config: TrainConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    device: str | None = None,
+    commands: Commands = never,
+    cache: TensorCache | None = None,
+) -> Iterator[Event]:
+    """Teach the base a subject; leaves `out`/adapter.safetensors, checkpoints and samples.
+
+    The same configuration, pictures and seed give the same file bit for bit on a CPU, interrupted or not.
+    Raises StudioError where the input does not allow it, DivergedError where the loss is no longer a number.
+    """
+    started = time.monotonic()
+    where = pick_device(device)
+    found = _latest(out) if resume else None
+    yield Note(text=f"Loading the base {config.base} on {where}.")
+    base = load_base(config.base, device=where, dtype=pick_dtype(config.precision, where))
+    adapter = attach(base.components, config.adapter, config.targets.chosen(), config.seed)
+    adapter.strength = 0.0
+    data = yield from _prepared(base, config, cache or TensorCache())
+    adapter.strength = 1.0
+    identity = RunIdentity(
+        base=config.base, base_hash=base.hash, config=config.decisive(), pictures=data.manifest
+    )
+    if found is not None:
+        checkpoint.check_identity(found, identity)
+    dreambooth.free_encoders(base, config)
+    run = _Run(config, out, base, adapter, _engine(base, adapter, data, config), identity, commands)
+    if found is not None:
+        run.step = checkpoint.restore(run.engine, found)
+    yield Started(
+        step=run.step,
+        steps=config.steps,
+        trainable_parameters=adapter.num_parameters(),
+        pictures=data.pictures,
+        base=base.name,
+        device=str(where),
+        precision=str(base.dtype).removeprefix("torch."),
+    )
+    reason = yield from run.steps()
+    path = None
+    if reason == "done":
+        path = save_result(out, run.step, base, adapter, config, run.averaged())
+        yield Saved(step=run.step, path=path, final=True)
+    adapter.detach()
+    yield Finished(reason=reason, step=run.step, seconds=time.monotonic() - started, adapter=path)
+
+
+def _latest(out: Path) -> checkpoint.Checkpoint:
+    found = checkpoint.load_latest(out)
+    if found is None:
+        raise MissingError(f"There is no checkpoint in {out} to resume from.", "Start it without --resume.")
+    return found
+
+
+def _prepared(base: Base, config: TrainConfig, cache: TensorCache) -> Generator[Event, None, TrainingData]:
+    for item in dreambooth.prepare(base, config, cache):
+        if isinstance(item, TrainingData):
+            return item
+        yield item
+    raise AssertionError("prepare() ended without its data")
+
+
+def _engine(base: Base, adapter: AdapterSet, data: TrainingData, config: TrainConfig) -> Engine:
+    scheduler = training_scheduler(base.pipe.scheduler, config.objective)
+    if config.gradient_checkpointing:
+        base.unet.enable_gradient_checkpointing()
+        base.unet.train()
+    plan = BatchPlan(data.buckets, config.batch_size, config.seed)
+    return Engine(base.unet, adapter, plan, data.text, scheduler, config, base.dtype)
+
+
+@dataclass
+class _Run:
+    """The steps of one run and all that happens between them."""
+
+    config: TrainConfig
+    out: Path
+    base: Base
+    adapter: AdapterSet
+    engine: Engine
+    identity: RunIdentity
+    commands: Commands
+    step: int = 0
+    _window: list[StepResult] = field(default_factory=list[StepResult])
+    _since: float = 0.0
+    _base_loss: float | None = None
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The adapter as it is saved and shown: its moving average where one is kept."""
+        return nullcontext() if self.engine.average is None else self.engine.average.applied()
+
+    def steps(self) -> Generator[Event, None, Reason]:
+        yield self._validate()
+        self._since = time.perf_counter()
+        while self.step < self.config.steps:
+            self._window.append(self.engine.step(self.step))
+            self.step += 1
+            command = self.commands()
+            if self._due(1 if self.engine.device.type == "cpu" else 10) or command is not None:
+                yield self._report()
+            stop = command in ("cancel", "pause")
+            if stop or command == "save" or self._due(self.config.save_every):
+                yield self._save()
+            if stop:
+                return "cancelled" if command == "cancel" else "paused"
+            yield from self._look(command)
+        return "done"
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0 or self.step == self.config.steps
+
+    def _look(self, command: Command | None) -> Iterator[Event]:
+        last = self.step == self.config.steps
+        before = time.perf_counter()
+        if last or (self.config.validate_every and self.step % self.config.validate_every == 0):
+            yield self._validate()
+        wanted = self.config.sample.every and self.step % self.config.sample.every == 0
+        if self.config.sample.count and (last or wanted or command == "sample"):
+            with self.averaged():
+                yield from samples.draw(self.base, self.config, self.out, self.step)
+            dreambooth.free_encoders(self.base, self.config)
+        self._since += time.perf_counter() - before
+
+    def _report(self) -> Stepped:
+        """Read the losses since the last report (the only place that waits for the device) and judge them."""
+        loss = float(torch.stack([result.loss for result in self._window]).mean())
+        norm = float(self._window[-1].grad_norm)
+        scaling = self.engine.scaler.is_enabled()
+        if loss != loss or (norm != norm and not scaling):
+            raise self._diverged()
+        now = time.perf_counter()
+        seconds, self._since = (now - self._since) / len(self._window), now
+        self._window.clear()
+        return Stepped(
+            step=self.step,
+            steps=self.config.steps,
+            loss=loss,
+            learning_rate=self.engine.learning_rate,
+            grad_norm=norm,
+            seconds_per_step=seconds,
+            memory_bytes=_memory(self.engine.device),
+        )
+
+    def _diverged(self) -> DivergedError:
+        kept = checkpoint.newest(self.out)
+        good = f"The last good checkpoint is {kept}." if kept else "No checkpoint had been saved yet."
+        return DivergedError(
+            f"The loss is no longer a number at step {self.step}. {good}",
+            "Lower the learning rate (--set optim.learning_rate=…), or use --set precision=bf16 or fp32.",
+        )
+
+    def _save(self) -> Saved:
+        if not all(bool(torch.isfinite(value).all()) for value in self.engine.parameters):
+            raise self._diverged()
+        path = checkpoint.save_checkpoint(
+            self.out, self.step, self.engine, self.identity, self.config.keep_checkpoints
+        )
+        return Saved(step=self.step, path=path)
+
+    def _validate(self) -> Validated:
+        if self._base_loss is None:
+            self._base_loss = base_validation_loss(self.engine, self.config.seed)
+        if self.step == 0:  # every method starts at identity, bit for bit
+            return Validated(step=0, loss=self._base_loss, base_loss=self._base_loss)
+        with self.averaged():
+            loss = validation_loss(self.engine, self.config.seed)
+        return Validated(step=self.step, loss=loss, base_loss=self._base_loss)
+
+
+def _memory(device: torch.device) -> int:
+    """Peak bytes allocated on the GPU, or this process's resident bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss

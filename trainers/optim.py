@@ -1,0 +1,113 @@
+"""Optimizers and learning-rate schedules by name; none is written here.
+
+A name is looked up in torch.optim, prodigyopt, pytorch-optimizer and bitsandbytes, in that order.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from adapters.errors import MissingError, UnknownNameError, UserInputError
+
+_SOURCES = ("torch.optim", "prodigyopt", "pytorch_optimizer", "bitsandbytes.optim")
+_OPTIONAL = {"prodigyopt", "pytorch_optimizer", "bitsandbytes.optim"}
+Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+
+
+class OptimConfig(BaseModel):
+    """Optimizer, learning rates and their schedule."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str = Field("AdamW", description="a class of torch.optim, prodigyopt, pytorch-optimizer or bitsandbytes")
+    learning_rate: float = Field(1e-4, gt=0, description="learning rate of the UNet's adapter")
+    text_encoder_learning_rate: float | None = Field(
+        None, gt=0, description="learning rate of both text encoders' adapters; left out: half the UNet's"
+    )
+    weight_decay: float = Field(0.01, ge=0, description="weight decay, where the optimizer has it")
+    schedule: Schedule = Field("constant", description="learning-rate schedule")
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+    max_grad_norm: float = Field(1.0, ge=0, description="gradient norm is clipped to this; 0: no clipping")
+    options: dict[str, Any] = Field(default_factory=dict, description="further arguments of the optimizer's class")
+
+    @property
+    def depends_on_steps(self) -> bool:
+        """Whether the learning rate at a step depends on how many steps there are in all."""
+        return self.schedule not in ("constant", "constant_with_warmup")
+
+    def rate_for(self, component: str) -> float:
+        """Base learning rate of "unet", "text_encoder" or "text_encoder_2"."""
+        if component == "unet":
+            return self.learning_rate
+        return self.text_encoder_learning_rate or self.learning_rate / 2
+
+
+def _candidates(module_name: str) -> Iterator[tuple[str, type[Optimizer]]]:
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError:
+        if module_name not in _OPTIONAL:
+            raise
+        return
+    for name, value in vars(module).items():
+        if isinstance(value, type) and issubclass(value, Optimizer) and value is not Optimizer:
+            yield name, value
+
+
+def find_optimizer(name: str) -> type[Optimizer]:
+    """The optimizer class of that name, in whatever case it is written."""
+    known: list[str] = []
+    for source in _SOURCES:
+        for candidate, value in _candidates(source):
+            if candidate.lower() == name.lower():
+                return value
+            known.append(candidate)
+    if name.lower().endswith("8bit"):
+        raise MissingError(
+            f"The optimizer {name} comes with bitsandbytes, which is not installed.",
+            'Install it (pip install "spectral-studio[optimizers]") or choose AdamW.',
+        )
+    raise UnknownNameError("optimizer", name, known)
+
+
+def build_optimizer(config: OptimConfig, groups: list[dict[str, Any]], *, fused: bool = False) -> Optimizer:
+    """The optimizer over parameter groups; unknown options are refused by name."""
+    optimizer = find_optimizer(config.name)
+    accepted = inspect.signature(optimizer.__init__).parameters
+    options = dict(config.options)
+    for option in options:
+        if option not in accepted:
+            raise UnknownNameError(f"option of {optimizer.__name__}", option, list(accepted))
+    if "weight_decay" in accepted:
+        options.setdefault("weight_decay", config.weight_decay)
+    if fused and "fused" in accepted:
+        options.setdefault("fused", True)
+    try:
+        return optimizer(groups, lr=config.learning_rate, **options)
+    except (TypeError, ValueError) as error:
+        raise UserInputError(
+            f"{optimizer.__name__} refused its options: {error}", "Check --set optim.options.…"
+        ) from error
+
+
+def build_schedule(config: OptimConfig, optimizer: Optimizer, steps: int) -> LRScheduler:
+    """diffusers' schedule of that name over `steps` optimizer steps."""
+    from diffusers.optimization import get_scheduler
+
+    return get_scheduler(
+        config.schedule, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=steps
+    )
+
+
+@torch.no_grad()
+def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> torch.Tensor:
+    """Clip in place (0: only measure) and return the total norm before clipping, a scalar left on the device."""
+    return nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else float("inf"))
