@@ -1,6 +1,6 @@
 """Aspect-ratio buckets and the crops that fit pictures into them. Sizes are pixels.
 
-Buckets are those of SDXL (arXiv 2307.01952, sec. 2.3 and appendix I) and of kohya's sd-scripts: for each width,
+Buckets are those of SDXL (arXiv 2307.01952, sec. 2.3, appendix I) and of kohya's sd-scripts: for each width,
 the tallest picture whose area is at most resolution². Crop coordinates are SDXL's conditioning (sec. 2.2).
 """
 
@@ -73,11 +73,9 @@ def make_buckets(resolution: int, step: int, max_aspect: float = 2.0) -> list[Bu
 
 
 def nearest_bucket(width: int, height: int, buckets: list[Bucket]) -> Bucket:
-    """The bucket of the nearest aspect ratio on a log scale (the least is cut away); the larger one of equals."""
+    """The bucket of the nearest aspect ratio on a log scale (least is cut away); of equals the larger one."""
     wanted = math.log(width / height)
-    return min(
-        buckets, key=lambda bucket: (abs(math.log(bucket.aspect) - wanted), -bucket.width * bucket.height)
-    )
+    return min(buckets, key=lambda bucket: (abs(math.log(bucket.aspect) - wanted), -bucket.width * bucket.height))
 
 
 def _uniform(*parts: object) -> float:
@@ -85,10 +83,8 @@ def _uniform(*parts: object) -> float:
     return (derive_seed(*parts) >> 10) / 2**53
 
 
-def _crop(
-    width: int, height: int, bucket: Bucket, zoom: float, position: tuple[float, float], flip: bool
-) -> Crop:
-    """Cover the bucket, `zoom` times larger than needed; `position` (x, y) in [0, 1] moves it over the rest."""
+def _crop(width: int, height: int, bucket: Bucket, zoom: float, position: tuple[float, float], flip: bool) -> Crop:
+    """Cover the bucket, `zoom` times larger than needed; `position` (x, y) in [0, 1] shifts the cut."""
     scale = max(bucket.width / width, bucket.height / height) * zoom
     resized = max(bucket.width, round(width * scale)), max(bucket.height, round(height * scale))
     left = round((resized[0] - bucket.width) * position[0])
@@ -96,9 +92,7 @@ def _crop(
     return Crop(bucket, resized, top, left, flip, original=(height, width))
 
 
-def plan_crops(
-    width: int, height: int, bucket: Bucket, variants: int, flip: bool, seed_text: str
-) -> list[Crop]:
+def plan_crops(width: int, height: int, bucket: Bucket, variants: int, flip: bool, seed_text: str) -> list[Crop]:
     """`variants` crops of a picture: the centre crop, then crops at drawn places with a zoom up to MAX_ZOOM.
 
     With `flip`, as many mirrored ones follow, at places of their own. All derive from `seed_text`.

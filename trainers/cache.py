@@ -57,9 +57,7 @@ class TensorCache:
         self.root = root if root is not None else default_root() / "tensors"
         self.max_bytes = max_bytes
         self.problem: str | None = None
-        self._bytes: int | None = (
-            None  # our estimate; what other processes wrote since the last count is not in it
-        )
+        self._bytes: int | None = None  # our estimate; what other processes wrote since the last count is not in it
 
     def get(self, key: str) -> dict[str, Tensor] | None:
         """The tensors of `key` on the CPU, or None; a damaged entry is removed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -20,21 +21,19 @@ _KNOWN = ("trigger", "class")
 class CaptionConfig(BaseModel):
     """What the model reads with each picture."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
     trigger: str = Field(min_length=1, description="the word that will stand for the subject")
     class_word: str = Field(default="", description="what kind of thing the subject is: dog, backpack, painting")
     template: str = Field(
-        "a photo of a {trigger} {class}", description="caption of a picture without a caption file"
+        default="a photo of a {trigger} {class}", description="caption of a picture without a caption file"
     )
-    from_files: bool = Field(
-        True, description="read captions from .txt or .caption files beside the pictures"
-    )
+    from_files: bool = Field(default=True, description="read captions from .txt or .caption files beside the pictures")
     variants: int = Field(default=4, ge=1, description="captions a picture when tags are shuffled or dropped")
     shuffle_tags: bool = Field(default=False, description="shuffle comma-separated tags")
     keep_tokens: int = Field(default=1, ge=0, description="tags at the front that are neither moved nor dropped")
     tag_dropout: float = Field(default=0.0, ge=0, lt=1, description="probability that a tag is left out")
     dropout: float = Field(
-        0.0, ge=0, le=1, description="probability that a picture is shown with an empty caption"
+        default=0.0, ge=0, le=1, description="probability that a picture is shown with an empty caption"
     )
 
     @field_validator("trigger", "class_word")
@@ -81,9 +80,7 @@ def _read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise UserInputError(f"The caption {path} is not text in UTF-8.", "Save it as UTF-8.") from error
     except OSError as error:
-        raise UserInputError(
-            f"The caption {path} cannot be read: {error.strerror}.", "Check the file."
-        ) from error
+        raise UserInputError(f"The caption {path} cannot be read: {error.strerror}.", "Check the file.") from error
 
 
 def _has_word(text: str, word: str) -> re.Match[str] | None:
@@ -112,21 +109,19 @@ def _own_caption(picture: Picture, config: CaptionConfig) -> str | None:
 
 
 def caption_of(picture: Picture, config: CaptionConfig) -> str:
-    """The picture's caption: its file's (the trigger added where it is missing), else the filled-in template."""
+    """The picture's caption: its file's (with the trigger added if missing), else the filled-in template."""
     own = _own_caption(picture, config)
     return fill(config.template, config) if own is None else _with_trigger(own, config)
 
 
-def caption_warnings(pictures: list[Picture], config: CaptionConfig) -> list[str]:
+def caption_warnings(pictures: Sequence[Picture], config: CaptionConfig) -> list[str]:
     """Sentences on captions that may not be as meant: the trigger added, or files for some pictures only."""
     own = {picture.path.name: _own_caption(picture, config) for picture in pictures}
     added = [name for name, text in own.items() if text is not None and not _has_word(text, config.trigger)]
     without = [name for name, text in own.items() if text is None]
     warnings: list[str] = []
     if added:
-        warnings.append(
-            f"The trigger {config.trigger!r} was missing and has been added: {list_names(added)}."
-        )
+        warnings.append(f"The trigger {config.trigger!r} was missing and has been added: {list_names(added)}.")
     if without and len(without) < len(own):
         warnings.append(f"Some pictures have caption files; these use the template: {list_names(without)}.")
     return warnings
@@ -142,9 +137,7 @@ def caption_variants(caption: str, config: CaptionConfig, seed_text: str) -> lis
     if len(tags) < 2 or not (config.shuffle_tags or config.tag_dropout):
         return [caption]
     found = {caption: None}
-    for attempt in range(
-        4 * config.variants
-    ):  # short lists have few different variants: give up after a while
+    for attempt in range(4 * config.variants):  # short lists have few different variants: give up after a while
         if len(found) == config.variants:
             break
         if variant := ", ".join(_vary(tags, config, f"{seed_text}/{attempt}")):

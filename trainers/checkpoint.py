@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from adapters.atomic import atomic_path
-from adapters.errors import FileFormatError, MismatchError
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainers.config import TrainConfig
+from adapters.atomic import atomic_path
+from adapters.errors import FileFormatError, MismatchError
 from trainers.dataset import describe_change
 from trainers.engine import Engine
 

@@ -21,9 +21,11 @@ class TargetConfig(BaseModel):
     """Which layers learn: named groups or name patterns, comma separated; "none" leaves a part alone."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    unet: str = Field("attention", description="UNet layers: attention, linear, all (linear + conv), or patterns")
-    text_encoder: str = Field("none", description="layers of the first text encoder (CLIP-L)")
-    text_encoder_2: str = Field("none", description="layers of the second text encoder (OpenCLIP bigG)")
+    unet: str = Field(
+        default="attention", description="UNet layers: attention, linear, all (linear + conv), or patterns"
+    )
+    text_encoder: str = Field(default="none", description="layers of the first text encoder (CLIP-L)")
+    text_encoder_2: str = Field(default="none", description="layers of the second text encoder (OpenCLIP bigG)")
 
     def chosen(self) -> dict[str, str]:
         """Component name → target, without the parts that stay frozen."""
@@ -39,45 +41,51 @@ class PriorConfig(BaseModel):
     """Prior preservation (DreamBooth, arXiv 2208.12242, eq. 2): pictures of the class keep the class as it was."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    weight: float = Field(0.0, ge=0, description="weight of the class pictures' loss; 0 turns prior preservation off")
-    pictures: int = Field(24, ge=1, description="class pictures wanted; the base makes those that are missing")
-    folder: str | None = Field(None, description="folder of class pictures of your own")
-    prompt: str | None = Field(None, description='prompt of the class pictures; left out: "a photo of a {class}"')
+    weight: float = Field(
+        default=0.0, ge=0, description="weight of the class pictures' loss; 0 turns prior preservation off"
+    )
+    pictures: int = Field(default=24, ge=1, description="class pictures wanted; the base makes those that are missing")
+    folder: str | None = Field(default=None, description="folder of class pictures of your own")
+    prompt: str | None = Field(
+        default=None, description='prompt of the class pictures; left out: "a photo of a {class}"'
+    )
 
 
 class SampleConfig(BaseModel):
     """Pictures made while it trains, always from the same noise, so that they compare."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    every: int = Field(0, ge=0, description="sample pictures every so many steps; 0: only at the end")
-    prompts: tuple[str, ...] = Field((), description="sample prompts ({trigger} and {class} are filled in)")
-    inference_steps: int = Field(25, ge=1, description="denoising steps of a sample")
-    guidance: float = Field(5.0, ge=0, description="classifier-free guidance scale of a sample")
-    count: int = Field(4, ge=0, description="pictures at the end when no prompts are given; 0: none")
+    every: int = Field(default=0, ge=0, description="sample pictures every so many steps; 0: only at the end")
+    prompts: tuple[str, ...] = Field(default=(), description="sample prompts ({trigger} and {class} are filled in)")
+    inference_steps: int = Field(default=25, ge=1, description="denoising steps of a sample")
+    guidance: float = Field(default=5.0, ge=0, description="classifier-free guidance scale of a sample")
+    count: int = Field(default=4, ge=0, description="pictures at the end when no prompts are given; 0: none")
 
 
 class TrainConfig(BaseModel):
     """Everything that decides what a run computes. Same config, base, pictures and seed: the same adapter."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    base: str = Field("embedded", description="embedded, a hub id, a diffusers folder or a .safetensors file")
+    base: str = Field(default="embedded", description="embedded, a hub id, a diffusers folder or a .safetensors file")
     data: DataConfig
-    prior: PriorConfig = PriorConfig()
+    prior: PriorConfig = Field(default_factory=PriorConfig)
     adapter: SerializeAsAny[AdapterSpec] = Field(default_factory=lambda: make_spec("lora"))
-    targets: TargetConfig = TargetConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
-    optim: OptimConfig = OptimConfig()
-    sample: SampleConfig = SampleConfig()
-    steps: int = Field(500, ge=1, description="optimizer steps")
-    batch_size: int = Field(1, ge=1, description="pictures in one forward pass (class pictures come on top)")
-    gradient_accumulation: int = Field(1, ge=1, description="forward passes summed into one optimizer step")
-    gradient_checkpointing: bool = Field(False, description="less memory, about a third more time")
-    precision: Precision = Field("auto", description="auto: bf16 or fp16 on a GPU, fp32 on a CPU")
-    ema_decay: float = Field(0.0, ge=0, lt=1, description="moving average of the adapter that is saved; 0: off")
-    seed: int = Field(0, ge=0, description="decides noise, order, crops and the adapter's start")
-    save_every: int = Field(0, ge=0, description="checkpoint every so many steps; 0: only at the end")
-    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept")
-    validate_every: int = Field(0, ge=0, description="validation loss every so many steps; 0: start and end only")
+    targets: TargetConfig = Field(default_factory=TargetConfig)
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    sample: SampleConfig = Field(default_factory=SampleConfig)
+    steps: int = Field(default=500, ge=1, description="optimizer steps")
+    batch_size: int = Field(default=1, ge=1, description="pictures in one forward pass (class pictures come on top)")
+    gradient_accumulation: int = Field(default=1, ge=1, description="forward passes summed into one optimizer step")
+    gradient_checkpointing: bool = Field(default=False, description="less memory, about a third more time")
+    precision: Precision = Field(default="auto", description="auto: bf16 or fp16 on a GPU, fp32 on a CPU")
+    ema_decay: float = Field(default=0.0, ge=0, lt=1, description="moving average of the adapter that is saved; 0: off")
+    seed: int = Field(default=0, ge=0, description="decides noise, order, crops and the adapter's start")
+    save_every: int = Field(default=0, ge=0, description="checkpoint every so many steps; 0: only at the end")
+    keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints kept")
+    validate_every: int = Field(
+        default=0, ge=0, description="validation loss every so many steps; 0: start and end only"
+    )
 
     @field_validator("adapter", mode="before")
     @classmethod

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -19,13 +18,10 @@ from torch import Tensor
 
 from trainers.buckets import Bucket, Crop, apply_crop, make_buckets, nearest_bucket, plan_crops
 from trainers.cache import TensorCache, latents_key
-from trainers.captions import CaptionConfig, caption_of, caption_variants
+from trainers.captions import CaptionConfig, caption_of, caption_variants, caption_warnings
 from trainers.images import ImageChecks, Picture, list_names, open_mask, open_rgb
 
-EncodeLatents = Callable[
-    [Float[Tensor, "b 3 H W"]], tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]
-]
-ReportProgress = Callable[[int, int], None]
+EncodeLatents = Callable[[Float[Tensor, "b 3 H W"]], tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]]
 
 
 class DataConfig(BaseModel):
@@ -35,18 +31,18 @@ class DataConfig(BaseModel):
     folder: Path = Field(description="folder of the subject's pictures")
     captions: CaptionConfig = Field(description="captions and the trigger word")
     resolution: int | None = Field(
-        None, ge=1, description="side of the training square; left out: the base's own"
+        default=None, ge=1, description="side of the training square; left out: the base's own"
     )
     bucketing: bool = Field(default=True, description="keep each picture's aspect ratio; off: all are cut square")
     max_aspect: float = Field(default=2.0, ge=1, description="longest bucket: longer side over shorter side")
     crop_variants: int = Field(
-        4, ge=1, description="crops a picture; the first is centred, others are jittered"
+        default=4, ge=1, description="crops a picture; the first is centred, others are jittered"
     )
     flip: bool = Field(
-        False, description="show mirrored crops, too (not for faces, writing or asymmetric subjects)"
+        default=False, description="show mirrored crops, too (not for faces, writing or asymmetric subjects)"
     )
     repeats: int = Field(
-        1, ge=1, description="times a picture is shown in an epoch, each time with crops of its own"
+        default=1, ge=1, description="times a picture is shown in an epoch, each time with crops of its own"
     )
     masked_loss: bool = Field(default=False, description="learn what the masks (or the alpha channel) mark")
     mask_floor: float = Field(default=0.1, ge=0, le=1, description="loss weight outside the mask; inside it is 1")
@@ -89,22 +85,31 @@ class BucketTensors:
     is_prior: Bool[Tensor, " n"]
 
 
-def plan_items(
-    pictures: Sequence[Picture], config: DataConfig, buckets: list[Bucket], seed: int = 0
-) -> list[Item]:
+def data_warnings(pictures: Sequence[Picture], config: DataConfig) -> list[str]:
+    """Sentences on captions and masks that may not be as meant; `find_pictures` speaks of the pictures themselves."""
+    masked = [picture for picture in pictures if picture.mask_path is not None or picture.has_alpha]
+    warnings = caption_warnings(pictures, config.captions)
+    if config.masked_loss and len(masked) < len(pictures):
+        without = [picture.path.name for picture in pictures if picture not in masked]
+        warnings.append(f"Without a mask, so all of it is learnt: {list_names(without)}.")
+    if masked and not config.masked_loss:
+        warnings.append("There are masks, but they are not used (data.masked_loss=true uses them).")
+    return warnings
+
+
+def plan_items(pictures: Sequence[Picture], config: DataConfig, buckets: list[Bucket], seed: int = 0) -> list[Item]:
     """The subject's items in the pictures' order, each picture `config.repeats` times.
 
     Crops and caption variants follow from the picture's content and `seed` alone.
     """
     items: list[Item] = []
     for picture in pictures:
+        picture = picture if config.masked_loss else replace(picture, mask_path=None)
         caption = caption_of(picture, config.captions)
         captions = tuple(caption_variants(caption, config.captions, f"{seed}/{picture.sha256}"))
         bucket = nearest_bucket(picture.width, picture.height, buckets)
         for repeat in range(config.repeats):
-            crops = _crops(
-                picture, bucket, config.crop_variants, config.flip, f"{seed}/{picture.sha256}/{repeat}"
-            )
+            crops = _crops(picture, bucket, config.crop_variants, config.flip, f"{seed}/{picture.sha256}/{repeat}")
             items.append(Item(picture, crops, captions, is_prior=False))
     return items
 
@@ -140,60 +145,56 @@ def _crops(picture: Picture, bucket: Bucket, variants: int, flip: bool, seed_tex
     return tuple(plan_crops(picture.width, picture.height, bucket, variants, flip, seed_text))
 
 
-def text_table(items: Iterable[Item], with_empty: bool = False) -> list[str]:
-    """Every caption once, sorted; with "" (for caption dropout) where asked, which is then first."""
+def text_table(items: Iterable[Item]) -> list[str]:
+    """Every caption once, sorted."""
     texts = {caption for item in items for caption in item.captions}
-    return sorted(texts | {""} if with_empty else texts)
-
-
-def encode_items(
-    items: Sequence[Item],
-    encode_latents: EncodeLatents,
-    cache: TensorCache,
-    vae_id: str,
-    device: torch.device | str,
-    progress: ReportProgress,
-    *,
-    mask_floor: float | None = None,
-    with_empty: bool = False,
-) -> tuple[dict[Bucket, BucketTensors], list[str]]:
-    """Items → tensors by bucket, and the text table that their captions index.
-
-    `encode_latents` gets pixels in [-1, 1], "1 3 H W" on the CPU, and gives the latents' mean and deviation;
-    one crop at a time, so that latents are the same bit for bit whatever the cache held. `vae_id` names the VAE's
-    weights and scaling. `mask_floor`: loss weight outside the masks (None: no masks). `with_empty`: "" is row 0
-    of the text table. `progress` gets (crops done, all crops). One full-size picture is in memory at a time.
-    """
-    texts = text_table(items, with_empty)
-    total, done = sum(len(item.crops) for item in items), 0
-    rows: dict[Bucket, list[_Row]] = {}
-    for item in items:
-        mean, std = _latents(item, encode_latents, cache, vae_id)
-        mask = None if mask_floor is None else _mask_weights(item, mask_floor, mean.shape[-2:])
-        rows.setdefault(item.bucket, []).append(_Row(item, mean, std, mask))
-        done += len(item.crops)
-        progress(done, total)
-    number = {text: index for index, text in enumerate(texts)}
-    return {bucket: _stack(of_bucket, number, device) for bucket, of_bucket in rows.items()}, texts
+    return sorted(texts)
 
 
 @dataclass(frozen=True)
-class _Row:
+class EncodedItem:
+    """An item with the latents and loss weights of its v crops, on the CPU."""
+
     item: Item
     mean: Float[Tensor, "v c h w"]
     std: Float[Tensor, "v c h w"]
     mask: Float[Tensor, "v 1 h w"] | None
 
 
+def encode_item(
+    item: Item, encode_latents: EncodeLatents, cache: TensorCache, vae_id: str, mask_floor: float | None = None
+) -> EncodedItem:
+    """One item's tensors, from the cache or encoded; at most its one picture is in memory.
+
+    `encode_latents` gets pixels in [-1, 1], "1 3 H W" on the CPU, and gives the latents' mean and deviation; one crop
+    at a time, so that latents are the same bit for bit whatever the cache held. `vae_id` names the VAE's weights,
+    precision and scaling. `mask_floor`: loss weight outside the masks (None: no masks).
+    """
+    mean, std = _latents(item, encode_latents, cache, vae_id)
+    mask = None if mask_floor is None else _mask_weights(item, mask_floor, (mean.shape[-2], mean.shape[-1]))
+    return EncodedItem(item, mean, std, mask)
+
+
+def stack_by_bucket(
+    encoded: Iterable[EncodedItem], texts: Sequence[str], device: torch.device | str
+) -> dict[Bucket, BucketTensors]:
+    """Encoded items (with masks or all without) as one set of tensors a bucket, moved to `device`."""
+    number = {text: index for index, text in enumerate(texts)}
+    rows: dict[Bucket, list[EncodedItem]] = {}
+    for row in encoded:
+        rows.setdefault(row.item.bucket, []).append(row)
+    return {bucket: _stack(of_bucket, number, device) for bucket, of_bucket in rows.items()}
+
+
 def _latents(item: Item, encode: EncodeLatents, cache: TensorCache, vae_id: str) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of an item's crops, "v c h w", fp32 on the CPU; the picture is opened only if needed."""
+    """Mean and deviation of an item's crops, "v c h w", fp32, CPU; opens the picture only if needed."""
     image: Image.Image | None = None
     found: list[dict[str, Tensor]] = []
     for crop in item.crops:
         key = latents_key(item.picture.sha256, crop, vae_id)
         latents = cache.get(key)
         if latents is None:
-            image = image or open_rgb(item.picture)
+            image = open_rgb(item.picture) if image is None else image
             mean, std = encode(to_pixels(apply_crop(image, crop))[None])
             latents = {"mean": mean[0].detach().float().cpu(), "std": std[0].detach().float().cpu()}
             cache.put(key, latents)
@@ -208,7 +209,7 @@ def to_pixels(image: Image.Image) -> Float[Tensor, "3 H W"]:
 
 
 def _mask_weights(item: Item, floor: float, size: tuple[int, int]) -> Float[Tensor, "v 1 h w"]:
-    """Loss weights of an item's crops at latent size (h, w), mean 1; all 1 without a mask and for the class."""
+    """Loss weights of an item's crops at latent size, mean 1; all 1 without a mask and for the class."""
     mask = None if item.is_prior else open_mask(item.picture)
     if mask is None:
         return torch.ones(len(item.crops), 1, *size)
@@ -218,7 +219,7 @@ def _mask_weights(item: Item, floor: float, size: tuple[int, int]) -> Float[Tens
     return torch.where(mean > 0, weights / mean.clamp(min=1e-8), torch.ones_like(weights))
 
 
-def _stack(rows: list[_Row], number: dict[str, int], device: torch.device | str) -> BucketTensors:
+def _stack(rows: list[EncodedItem], number: dict[str, int], device: torch.device | str) -> BucketTensors:
     variants = max(len(row.item.crops) for row in rows)
     texts = max(len(row.item.captions) for row in rows)
     masks = [row.mask for row in rows if row.mask is not None]
@@ -240,7 +241,7 @@ def _even(tensors: list[Tensor], length: int) -> Tensor:
 
 
 def manifest(items: Iterable[Item]) -> dict[str, str]:
-    """Picture name (of a class picture "class/…") → digests of its content, captions and crops."""
+    """Picture name (of a class picture "class/…") → digests of its content, captions, crops and mask file."""
     grouped: dict[str, list[Item]] = {}
     for item in items:
         name = item.picture.path.name
@@ -248,19 +249,16 @@ def manifest(items: Iterable[Item]) -> dict[str, str]:
     return {name: " ".join(_digests(group)) for name, group in grouped.items()}
 
 
-def _digests(items: list[Item]) -> tuple[str, str, str]:
-    captions = repr([item.captions for item in items])
-    crops = repr([item.crops for item in items])
-    return items[0].picture.sha256, _digest(captions), _digest(crops)
+def _digests(items: list[Item]) -> tuple[str, str, str, str]:
+    picture = items[0].picture
+    captions = _digest(repr([item.captions for item in items]).encode())
+    crops = _digest(repr([item.crops for item in items]).encode())
+    mask = "none" if picture.mask_path is None else _digest(picture.mask_path.read_bytes())
+    return picture.sha256, captions, crops, mask
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def data_fingerprint(items: Iterable[Item]) -> str:
-    """One hash over names, contents, captions and crops; the folder's own path does not count."""
-    return hashlib.sha256(json.dumps(manifest(items), sort_keys=True).encode()).hexdigest()
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def describe_change(old: dict[str, str], new: dict[str, str]) -> str | None:
@@ -272,7 +270,7 @@ def describe_change(old: dict[str, str], new: dict[str, str]) -> str | None:
         "removed": sorted(old.keys() - new.keys()),
         "other content": [name for name in both if before[name][0] != after[name][0]],
     }
-    for index, what in ((1, "other captions"), (2, "other crops")):
+    for index, what in ((1, "other captions"), (2, "other crops"), (3, "other masks")):
         found[what] = [n for n in both if before[n][0] == after[n][0] and before[n][index] != after[n][index]]
     parts = [f"{what}: {list_names(names)}" for what, names in found.items() if names]
     return "; ".join(parts) + "." if parts else None

@@ -19,7 +19,7 @@ from adapters.errors import StudioError, UserInputError
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 HEIF_SUFFIXES = (".heic", ".heif")
 PILLOW_LIMIT = 178_956_970  # Pillow refuses a picture with more pixels than this, whatever we ask
-_WITHOUT_ALPHA = {"LA": "L", "La": "L", "1": "L", "RGBA": "RGB", "RGBa": "RGB", "P": "RGB", "PA": "RGB"}
+_WITHOUT_ALPHA = {"LA": "L", "La": "L", "1": "L", "RGBA": "RGB", "RGBa": "RGB"}
 
 
 @cache
@@ -37,7 +37,7 @@ def too_large(limit: int) -> UserInputError:
 
 @contextmanager
 def decoding(source: Path | io.BytesIO) -> Generator[Image.Image]:
-    """The opened, not yet decoded picture; whatever its decoder raises becomes a UserInputError with a reason."""
+    """The opened, not yet decoded picture; what its decoder raises becomes a UserInputError."""
     readable_suffixes()  # registers HEIC, also in a process that did not look for pictures
     try:
         with warnings.catch_warnings():
@@ -51,9 +51,7 @@ def decoding(source: Path | io.BytesIO) -> Generator[Image.Image]:
         raise too_large(PILLOW_LIMIT) from error
     except Image.UnidentifiedImageError as error:
         raise UserInputError("is not a picture, or is damaged.") from error
-    except (
-        Exception
-    ) as error:  # decoders raise anything on damaged files: OSError, SyntaxError, struct.error…
+    except Exception as error:  # decoders raise anything on damaged files: OSError, SyntaxError, struct.error…
         raise UserInputError(f"cannot be read; it is damaged or cut short ({error}).") from error
 
 
@@ -64,6 +62,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 def see_through(image: Image.Image) -> bool:
     """Whether some pixel is not fully opaque."""
+    image = eight_bits(image)
     return image.has_transparency_data and alpha_of(image).getextrema()[0] != 255
 
 
@@ -74,9 +73,11 @@ def alpha_of(image: Image.Image) -> Image.Image:
 
 def on_white_srgb(image: Image.Image) -> Image.Image:
     """Any mode → "RGB" in sRGB, what is see-through blended with white."""
-    opaque = eight_bits(image)
-    opaque = opaque.convert(_WITHOUT_ALPHA.get(opaque.mode, opaque.mode))
-    rgb = _to_srgb(opaque, image.info.get("icc_profile"))
+    profile: bytes | None = image.info.get("icc_profile")
+    image = eight_bits(image)
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    rgb = _to_srgb(image.convert(_WITHOUT_ALPHA.get(image.mode, image.mode)), profile)
     if not image.has_transparency_data:
         return rgb
     return Image.composite(rgb, Image.new("RGB", rgb.size, "white"), alpha_of(image))

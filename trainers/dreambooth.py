@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from adapters.atomic import atomic_path
 from trainers import dataset, images
 from trainers.buckets import Bucket
 from trainers.cache import TensorCache, encode_texts
-from trainers.captions import CaptionConfig, caption_warnings
+from trainers.captions import CaptionConfig
 from trainers.config import TrainConfig
 from trainers.dataset import BucketTensors, Item
 from trainers.events import Event, Note, Progress
@@ -38,7 +38,7 @@ def prepare(base: Base, config: TrainConfig, cache: TensorCache) -> Iterator[Eve
     """Check the pictures, make class pictures, encode all; yields events and, last, the TrainingData."""
     resolution = config.data.resolution or base.native_resolution
     pictures, warnings = images.find_pictures(config.data.folder, config.data.checks, resolution)
-    warnings += caption_warnings(pictures, config.data.captions)
+    warnings += dataset.data_warnings(pictures, config.data)
     yield from (Note(level="warning", text=text) for text in warnings)
     yield from trigger_notes(base, config.data.captions)
     buckets = config.data.buckets(base.native_resolution, base.size_step)
@@ -46,7 +46,9 @@ def prepare(base: Base, config: TrainConfig, cache: TensorCache) -> Iterator[Eve
     if config.prior.weight > 0:
         prompt, in_use = class_prompt(config), dataset.buckets_in_use(items)
         folder = yield from class_pictures(base, config, prompt, in_use, cache.root.parent)
-        found, _ = images.find_pictures(folder, config.data.checks, resolution)
+        found = images.find_pictures(folder, config.data.checks)[0]
+        if config.prior.folder is None:  # an earlier run may have wanted more
+            found = found[: config.prior.pictures]
         items += dataset.plan_prior_items(found, prompt, in_use, flip=config.data.flip, seed=config.seed)
     tensors, table = yield from _encode_items(base, items, config, cache)
     text = _text_source(base, config, table, cache)
@@ -110,18 +112,15 @@ def _encode_items(
     base: Base, items: list[Item], config: TrainConfig, cache: TensorCache
 ) -> Generator[Event, None, tuple[dict[Bucket, BucketTensors], list[str]]]:
     """Latents of all crops on the base's device, by bucket, and the captions that they index."""
-    reports: list[Progress] = []
-    encoded = dataset.encode_items(
-        items,
-        base.encode_pictures,
-        cache,
-        vae_id=f"{base.vae_hash}/{base.vae.dtype}/{base.device.type}",
-        device=base.device,
-        progress=lambda done, total: reports.append(Progress(stage="pictures", done=done, total=total)),
-        mask_floor=config.data.mask_floor if config.data.masked_loss else None,
-    )
-    yield from reports[-1:]
-    return encoded
+    vae_id = f"{base.vae_hash}/{base.vae.dtype}/{base.device.type}"
+    floor = config.data.mask_floor if config.data.masked_loss else None
+    table, rows = dataset.text_table(items), []
+    for item in items:
+        rows.append(dataset.encode_item(item, base.encode_pictures, cache, vae_id, floor))
+        yield Progress(stage="pictures", done=len(rows), total=len(items))
+    if cache.problem is not None:
+        yield Note(level="warning", text=f"The cache could not be written, so nothing was kept: {cache.problem}")
+    return dataset.stack_by_bucket(rows, table, base.device), table
 
 
 def _text_source(base: Base, config: TrainConfig, table: list[str], cache: TensorCache) -> TextSource:
@@ -141,10 +140,11 @@ def free_encoders(base: Base, config: TrainConfig) -> None:
     """What the steps do not use leaves the GPU."""
     if base.device.type == "cpu":
         return
-    base.vae.to("cpu")
+    idle: list[nn.Module] = [base.vae]
     if not config.targets.text_encoders_train:
-        for encoder in (base.pipe.text_encoder, base.pipe.text_encoder_2):
-            encoder.to("cpu")
+        idle += [base.pipe.text_encoder, base.pipe.text_encoder_2]
+    for module in idle:
+        module.to("cpu")
     torch.cuda.empty_cache()
 
 

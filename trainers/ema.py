@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -22,7 +22,7 @@ class MovingAverage:
         torch._foreach_lerp_(self.values, [p.detach() for p in self.parameters], 1 - decay)  # pyright: ignore
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
+    def applied(self) -> Generator[None]:
         """Within this block the parameters hold the average; afterwards their own values again, bit for bit."""
         own = [parameter.detach().clone() for parameter in self.parameters]
         self._write(self.values)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from adapters.inject import AdapterSet
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
+from adapters.inject import AdapterSet
 from trainers import objective
 from trainers.batches import Batch, BatchPlan
 from trainers.config import TrainConfig

@@ -24,6 +24,7 @@ from trainers.engine import Engine, StepResult
 from trainers.evaluate import base_validation_loss, validation_loss
 from trainers.events import Command, Event, Finished, Note, Saved, Started, Stepped, Validated
 from trainers.objective import training_scheduler
+from trainers.optim import rate_warning
 from trainers.result import save_result
 from trainers.sdxl import Base, load_base
 
@@ -68,15 +69,15 @@ def train(
     started = time.monotonic()
     where = pick_device(device)
     found = _latest(out) if resume else None
+    if warning := rate_warning(config.optim):
+        yield Note(level="warning", text=warning)
     yield Note(text=f"Loading the base {config.base} on {where}.")
     base = load_base(config.base, device=where, dtype=pick_dtype(config.precision, where))
     adapter = attach(base.components, config.adapter, config.targets.chosen(), config.seed)
     adapter.strength = 0.0
     data = yield from _prepared(base, config, cache or TensorCache())
     adapter.strength = 1.0
-    identity = RunIdentity(
-        base=config.base, base_hash=base.hash, config=config.decisive(), pictures=data.manifest
-    )
+    identity = RunIdentity(base=config.base, base_hash=base.hash, config=config.decisive(), pictures=data.manifest)
     if found is not None:
         checkpoint.check_identity(found, identity)
     dreambooth.free_encoders(base, config)
@@ -163,7 +164,7 @@ class _Run:
         return "done"
 
     def _due(self, every: int) -> bool:
-        return every > 0 and self.step % every == 0 or self.step == self.config.steps
+        return (every > 0 and self.step % every == 0) or self.step == self.config.steps
 
     def _look(self, command: Command | None) -> Iterator[Event]:
         last = self.step == self.config.steps
@@ -208,9 +209,7 @@ class _Run:
     def _save(self) -> Saved:
         if not all(bool(torch.isfinite(value).all()) for value in self.engine.parameters):
             raise self._diverged()
-        path = checkpoint.save_checkpoint(
-            self.out, self.step, self.engine, self.identity, self.config.keep_checkpoints
-        )
+        path = checkpoint.save_checkpoint(self.out, self.step, self.engine, self.identity, self.config.keep_checkpoints)
         return Saved(step=self.step, path=path)
 
     def _validate(self) -> Validated:

@@ -5,7 +5,7 @@ Shapes: latents "b c h w"; timesteps, weights and signal-to-noise ratios "b".
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,16 +21,20 @@ class ObjectiveConfig(BaseModel):
     """What the model is asked to predict, and how much each timestep counts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    prediction_type: PredictionType = Field("auto", description="auto: what the base was trained for")
-    zero_terminal_snr: bool = Field(False, description="rescale the betas so that the last step is pure noise")
-    min_snr_gamma: float | None = Field(None, gt=0, description="cap of the signal-to-noise weight (5 is usual)")
-    debiased: bool = Field(False, description="weight by 1/sqrt(SNR) (debiased estimation)")
-    noise_offset: float = Field(0.0, ge=0, description="one more noise value a channel (0.05 is usual)")
-    multires_discount: float = Field(0.0, ge=0, lt=1, description="multi-resolution (pyramid) noise; 0.3 is usual")
-    loss: Literal["l2", "huber"] = Field("l2", description="l2, or pseudo-Huber (robust to odd pictures)")
-    huber_c: float = Field(0.1, gt=0, description="where pseudo-Huber turns from square to linear")
-    min_timestep: int = Field(0, ge=0, description="smallest timestep drawn")
-    max_timestep: int = Field(999, le=999, description="largest timestep drawn")
+    prediction_type: PredictionType = Field(default="auto", description="auto: what the base was trained for")
+    zero_terminal_snr: bool = Field(default=False, description="rescale the betas so that the last step is pure noise")
+    min_snr_gamma: float | None = Field(
+        default=None, gt=0, description="cap of the signal-to-noise weight (5 is usual)"
+    )
+    debiased: bool = Field(default=False, description="weight by 1/sqrt(SNR) (debiased estimation)")
+    noise_offset: float = Field(default=0.0, ge=0, description="one more noise value a channel (0.05 is usual)")
+    multires_discount: float = Field(
+        default=0.0, ge=0, lt=1, description="multi-resolution (pyramid) noise; 0.3 is usual"
+    )
+    loss: Literal["l2", "huber"] = Field(default="l2", description="l2, or pseudo-Huber (robust to odd pictures)")
+    huber_c: float = Field(default=0.1, gt=0, description="where pseudo-Huber turns from square to linear")
+    min_timestep: int = Field(default=0, ge=0, description="smallest timestep drawn")
+    max_timestep: int = Field(default=999, le=999, description="largest timestep drawn")
 
     @model_validator(mode="after")
     def _consistent(self) -> ObjectiveConfig:
@@ -45,7 +49,7 @@ class ObjectiveConfig(BaseModel):
 
 def training_scheduler(base: DDPMScheduler, config: ObjectiveConfig) -> DDPMScheduler:
     """The base's noise schedule with the asked prediction type and terminal SNR."""
-    changes: dict[str, object] = {}
+    changes: dict[str, Any] = {}
     if config.prediction_type != "auto":
         changes["prediction_type"] = config.prediction_type
     if config.zero_terminal_snr:
@@ -69,7 +73,9 @@ def multires_noise(noise: Float[Tensor, "b c h w"], discount: float, generator: 
     return total / total.std()
 
 
-def draw_noise(latents: Float[Tensor, "b c h w"], config: ObjectiveConfig, generator: Generator) -> Float[Tensor, "b c h w"]:
+def draw_noise(
+    latents: Float[Tensor, "b c h w"], config: ObjectiveConfig, generator: Generator
+) -> Float[Tensor, "b c h w"]:
     """Gaussian noise, with an offset a channel (Guttenberg 2023) or as a pyramid where asked."""
     shape, device, dtype = latents.shape, latents.device, latents.dtype
     noise = torch.randn(shape, generator=generator, device=device, dtype=dtype)
@@ -81,7 +87,9 @@ def draw_noise(latents: Float[Tensor, "b c h w"], config: ObjectiveConfig, gener
     return noise
 
 
-def draw_timesteps(count: int, config: ObjectiveConfig, generator: Generator, device: torch.device) -> Int[Tensor, " b"]:
+def draw_timesteps(
+    count: int, config: ObjectiveConfig, generator: Generator, device: torch.device
+) -> Int[Tensor, " b"]:
     """Uniform integer timesteps in [min_timestep, max_timestep]."""
     return torch.randint(config.min_timestep, config.max_timestep + 1, (count,), generator=generator, device=device)
 

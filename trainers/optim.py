@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,15 +27,17 @@ class OptimConfig(BaseModel):
     """Optimizer, learning rates and their schedule."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str = Field("AdamW", description="a class of torch.optim, prodigyopt, pytorch-optimizer or bitsandbytes")
-    learning_rate: float = Field(1e-4, gt=0, description="learning rate of the UNet's adapter")
-    text_encoder_learning_rate: float | None = Field(
-        None, gt=0, description="learning rate of both text encoders' adapters; left out: half the UNet's"
+    name: str = Field(
+        default="AdamW", description="a class of torch.optim, prodigyopt, pytorch-optimizer or bitsandbytes"
     )
-    weight_decay: float = Field(0.01, ge=0, description="weight decay, where the optimizer has it")
-    schedule: Schedule = Field("constant", description="learning-rate schedule")
-    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
-    max_grad_norm: float = Field(1.0, ge=0, description="gradient norm is clipped to this; 0: no clipping")
+    learning_rate: float = Field(default=1e-4, gt=0, description="learning rate of the UNet's adapter")
+    text_encoder_learning_rate: float | None = Field(
+        default=None, gt=0, description="learning rate of both text encoders' adapters; left out: half the UNet's"
+    )
+    weight_decay: float = Field(default=0.01, ge=0, description="weight decay, where the optimizer has it")
+    schedule: Schedule = Field(default="constant", description="learning-rate schedule")
+    warmup_steps: int = Field(default=0, ge=0, description="steps of linear warm-up")
+    max_grad_norm: float = Field(default=1.0, ge=0, description="gradient norm is clipped to this; 0: no clipping")
     options: dict[str, Any] = Field(default_factory=dict, description="further arguments of the optimizer's class")
 
     @property
@@ -90,21 +92,30 @@ def build_optimizer(config: OptimConfig, groups: list[dict[str, Any]], *, fused:
         options.setdefault("weight_decay", config.weight_decay)
     if fused and "fused" in accepted:
         options.setdefault("fused", True)
+    make = cast(Any, optimizer)
     try:
-        return optimizer(groups, lr=config.learning_rate, **options)
+        return make(groups, lr=config.learning_rate, **options)
     except (TypeError, ValueError) as error:
         raise UserInputError(
             f"{optimizer.__name__} refused its options: {error}", "Check --set optim.options.…"
         ) from error
 
 
+def rate_warning(config: OptimConfig) -> str | None:
+    """A sentence where an optimizer that finds its own rate is given a rate that stops it."""
+    if not config.name.lower().startswith(("prodigy", "dadapt")) or config.learning_rate >= 0.1:
+        return None
+    return (
+        f"{config.name} finds its learning rate itself and multiplies it by {config.learning_rate:g}; "
+        "use --set optim.learning_rate=1.0 with it."
+    )
+
+
 def build_schedule(config: OptimConfig, optimizer: Optimizer, steps: int) -> LRScheduler:
     """diffusers' schedule of that name over `steps` optimizer steps."""
     from diffusers.optimization import get_scheduler
 
-    return get_scheduler(
-        config.schedule, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=steps
-    )
+    return get_scheduler(config.schedule, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=steps)
 
 
 @torch.no_grad()

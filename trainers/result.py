@@ -9,10 +9,8 @@ from pathlib import Path
 
 from adapters.files import AdapterCard, save_adapter
 from adapters.inject import AdapterSet
-
 from trainers.config import TrainConfig
 from trainers.sdxl import Base
-
 
 ADAPTER_NAME = "adapter.safetensors"
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from adapters.atomic import atomic_path
 from diffusers.utils import make_image_grid  # pyright: ignore[reportPrivateImportUsage]
 from PIL import Image
 
+from adapters.atomic import atomic_path
 from trainers.captions import fill
 from trainers.config import TrainConfig
 from trainers.events import Event, Progress, Sampled

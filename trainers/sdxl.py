@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import torch
-from adapters.errors import UnknownNameError, UserInputError
-from adapters.inject import base_hash
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
+from adapters.errors import UnknownNameError, UserInputError
+from adapters.inject import base_hash
 from trainers.file_hash import files_hash
 from trainers.sources import TRAINED_PARTS, find_source, load_pipeline
 from trainers.text import TextStates, encode_tokens, tokenize
@@ -76,7 +76,7 @@ class Base:
     @torch.no_grad()
     def encode_pictures(self, pixels: Float[Tensor, "b 3 H W"]) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the VAE's latents, "b c h w" in fp32, already scaled as the UNet wants them."""
-        posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
+        posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
         scale, shift = self.vae.config["scaling_factor"], self.vae.config.get("shift_factor") or 0.0
         mean, std = posterior.mean.float(), posterior.std.float()
         if not torch.isfinite(mean).all():
@@ -134,8 +134,8 @@ def _latents(base: Base, seed: int, width: int, height: int) -> Float[Tensor, "1
 def decode(base: Base, latents: Float[Tensor, "b c h w"]) -> list[Image.Image]:
     """Pictures of the UNet's latents, in the VAE's own precision (fp16 would overflow it)."""
     scale, shift = base.vae.config["scaling_factor"], base.vae.config.get("shift_factor") or 0.0
-    pixels = base.vae.decode(latents.to(base.vae.device, base.vae.dtype) / scale + shift).sample
-    return base.pipe.image_processor.postprocess(pixels.float(), output_type="pil")
+    pixels = base.vae.decode(latents.to(base.vae.device, base.vae.dtype) / scale + shift, return_dict=False)[0]
+    return cast("list[Image.Image]", base.pipe.image_processor.postprocess(pixels.float(), output_type="pil"))
 
 
 @torch.no_grad()
@@ -165,15 +165,19 @@ def generate(
     pipe.set_progress_bar_config(disable=True)
     for start in range(0, len(prompts), batch_size):
         texts, numbers = list(prompts[start : start + batch_size]), seeds[start : start + batch_size]
-        latents = pipe(
-            prompt=texts,
-            negative_prompt=[negative] * len(texts) if negative else None,
-            latents=torch.cat([_latents(base, number, width, height) for number in numbers]),
-            generator=[torch.Generator(base.device).manual_seed(number) for number in numbers],
-            width=width,
-            height=height,
-            num_inference_steps=inference_steps,
-            guidance_scale=guidance,
-            output_type="latent",
-        ).images
+        (latents,) = cast(
+            "tuple[Tensor]",
+            pipe(
+                prompt=texts,
+                negative_prompt=[negative] * len(texts) if negative else None,
+                latents=torch.cat([_latents(base, number, width, height) for number in numbers]),
+                generator=[torch.Generator(base.device).manual_seed(number) for number in numbers],
+                width=width,
+                height=height,
+                num_inference_steps=inference_steps,
+                guidance_scale=guidance,
+                output_type="latent",
+                return_dict=False,
+            ),
+        )
         yield from decode(base, latents)

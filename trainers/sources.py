@@ -6,6 +6,7 @@ import gzip
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import diffusers.utils.logging
 import torch
@@ -155,7 +156,7 @@ def clip_tokenizer(vocabulary: Path, pad_token: str, *, max_length: int = 77, si
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(
         vocab={token: row for row, token in enumerate(tokens)},
-        merges=merges,
+        merges=cast(Any, merges),
         pad_token=pad_token,
         model_max_length=max_length,
     )

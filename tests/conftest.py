@@ -1,0 +1,23 @@
+"""For all tests: one thread a process, no hub, user folders of their own, and shapes checked at run time."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+_HOME = tempfile.mkdtemp(prefix="spectral-studio-tests-")
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    HF_HUB_OFFLINE="1",
+    SPECTRAL_STUDIO_CACHE=f"{_HOME}/cache",
+    SPECTRAL_STUDIO_STATE=f"{_HOME}/state",
+    COLUMNS="200",
+)
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+install_import_hook(["adapters", "trainers"], "tests.shapes.check_arrays")
+
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
