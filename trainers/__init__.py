@@ -2,5 +2,6 @@
 
 import os
 
-# transformers reports at import that torchvision is missing, which nothing here uses
+# both libraries report things that nothing here depends on: a missing torchvision, modules cast by .to()
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

@@ -148,6 +148,8 @@ class _Run:
 
     def steps(self) -> Generator[Event, None, Reason]:
         yield self._validate()
+        if self.engine.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.engine.device)
         self._since = time.perf_counter()
         while self.step < self.config.steps:
             self._window.append(self.engine.step(self.step))

@@ -19,6 +19,7 @@ from adapters.errors import FileFormatError, MismatchError, MissingError
 
 EMBEDDED = Path(__file__).parent / "embedded" / "base"
 SDXL_LAYOUT = Path(__file__).parent / "sdxl_layout"
+VOCABULARY = SDXL_LAYOUT / "bpe_simple_vocab_16e6.txt.gz"
 TRAINED_PARTS = ("unet", "text_encoder", "text_encoder_2")
 _SINGLE_FILE_UNET = "model.diffusion_model.input_blocks.0.0.weight"
 _SINGLE_FILE_SDXL = "conditioner.embedders.1.model.positional_embedding"
@@ -103,14 +104,12 @@ def _load_single_file(source: Source, dtypes: dict[str, torch.dtype]) -> StableD
     pipeline = StableDiffusionXLPipeline.from_single_file(
         str(source.path),
         config=str(source.layout),
-        dtype=torch.float32,
+        dtype=dtypes["default"],
         local_files_only=True,
         tokenizer=_tokenizer(source.layout, "tokenizer", "<|endoftext|>"),
         tokenizer_2=_tokenizer(source.layout, "tokenizer_2", "!"),
     )
-    for component, module in pipeline.components.items():
-        if isinstance(module, torch.nn.Module):
-            module.to(dtypes.get(component, dtypes["default"]))
+    pipeline.vae.to(dtypes["vae"])
     return pipeline
 
 
@@ -139,7 +138,7 @@ def _layout_of(path: Path) -> Path:
 def _tokenizer(layout: Path, name: str, pad_token: str) -> CLIPTokenizer:
     if (layout / name).is_dir():
         return CLIPTokenizer.from_pretrained(layout / name)
-    return clip_tokenizer(SDXL_LAYOUT / "bpe_simple_vocab_16e6.txt.gz", pad_token)
+    return clip_tokenizer(VOCABULARY, pad_token)
 
 
 def clip_tokenizer(vocabulary: Path, pad_token: str, *, max_length: int = 77, size: int = 49408) -> CLIPTokenizer:
