@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from adapters.errors import DiskFullError
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str]) -> Generator[Path]:
     """Yields a temporary name in `path`'s folder; on success it is fsynced and renamed to `path`.
 
     On any failure the temporary file is removed and an existing `path` is left as it was.
@@ -33,7 +33,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         if _is_disk_full(error):
             raise DiskFullError(
                 f"The disk is full: {target} could not be written.",
-                f"Free some space in {target.parent} and try again; the file that was there before is untouched.",
+                f"Free some space in {target.parent} and try again; an older file of that name is untouched.",
             ) from error
         raise
     finally:
@@ -41,12 +41,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _publish(part: Path, target: Path) -> None:
-    os.chmod(part, _mode_of_new_files(target))
+    part.chmod(_mode_of_new_files(target))
     _fsync(part)
-    os.replace(part, target)
-    if (
-        os.name == "posix"
-    ):  # the rename itself is durable only once the folder is; Windows cannot open folders
+    part.replace(target)
+    if os.name == "posix":  # the rename itself is durable only once the folder is; Windows cannot open folders
         _fsync(target.parent)
 
 

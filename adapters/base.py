@@ -14,34 +14,26 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from adapters.errors import UserInputError
 from adapters.sites import Site
 
 
-class AdapterSpec(BaseModel):
+class AdapterSpec(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """The knobs of a method; `method` is its name in the registry."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     method: str
 
 
-class LowRankSpec(AdapterSpec):
+class LowRankSpec(AdapterSpec, frozen=True):
     """The knobs that every method with a rank shares."""
 
-    rank: int = Field(default=16, ge=1, description="Inner dimension r of the factors: size and capacity.")
-    alpha: float | None = Field(
-        default=None, gt=0, description="Numerator of the scale; unset means the rank."
-    )
-    rank_stabilized: bool = Field(
-        default=False, description="Scale by alpha/√rank (rsLoRA) instead of alpha/rank."
-    )
-    dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="Chance of dropping each input feature in training."
-    )
+    rank: int = Field(default=16, ge=1, le=4096, description="Inner dimension r of the factors: size and capacity.")
+    alpha: float | None = Field(default=None, gt=0, description="Numerator of the scale; unset means the rank.")
+    rank_stabilized: bool = Field(default=False, description="Scale by alpha/√rank (rsLoRA) instead of alpha/rank.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Chance of dropping each input feature in training.")
 
     @property
     def scale(self) -> float:
@@ -51,7 +43,7 @@ class LowRankSpec(AdapterSpec):
 
 
 def generator_for(seed: int, name: str) -> torch.Generator:
-    """A CPU generator that depends on the seed and the name alone: neither order nor device of layers matters."""
+    """A CPU generator from the seed and the name alone: the layers' order and device do not matter."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
@@ -68,9 +60,7 @@ class Context:
     def generator(self, name: str) -> torch.Generator:
         return generator_for(self.seed, name)
 
-    def shared(
-        self, key: str, make: Callable[[torch.Generator], Tensor], trainable: bool = True
-    ) -> nn.Parameter:
+    def shared(self, key: str, make: Callable[[torch.Generator], Tensor], trainable: bool = True) -> nn.Parameter:
         """The factor called `key`, made once for the whole set. It is trained once and saved once.
 
         Frozen banks (VeRA) are Parameters too: moving a module keeps Parameters shared, but splits buffers.
@@ -86,9 +76,9 @@ REGISTRY: dict[str, type[Adapter]] = {}
 class Adapter(nn.Module, ABC):
     """What one method adds to one layer: ΔW = W' − W, applied on the activation side.
 
-    Trainable factors are Parameters; state that steps change (a budget, a mask, chosen directions) is persistent
-    buffers, never a counter in `forward`: both go into the file. What can be derived from W is a buffer with
-    persistent=False. An adapter is built in the dtype and on the device of `weight`.
+    Trainable factors are Parameters; state that steps change (a budget, a mask, chosen directions) is kept in
+    persistent buffers, never a counter in `forward`: both go into the file. What can be derived from W is a
+    buffer with persistent=False. An adapter is built in the dtype and on the device of `weight`.
 
     Args:
         site: the layer; its module stays untouched.
@@ -132,7 +122,7 @@ class Adapter(nn.Module, ABC):
         """
 
     def row_norm2(self, base_norm2: Tensor) -> Tensor:
-        """‖W_i + ΔW_i‖² for each output row, [d], from ‖W_i‖² in Gram form: what DoRA needs of its inner method.
+        """‖W_i + ΔW_i‖² of each output row, [d], from ‖W_i‖² in Gram form: what DoRA needs of a method.
 
         No d×κ tensor is built; W is reached only through `site.project`. Called without gradients.
         """
@@ -160,6 +150,6 @@ class Adapter(nn.Module, ABC):
 
     @classmethod
     def on_step_all(cls, adapters: Sequence[Self], step: int) -> None:
-        """on_step for a whole set; a method whose layers compete for a budget (AdaLoRA) overrides this one."""
+        """on_step for a whole set; a method whose layers compete for a budget (AdaLoRA) overrides it."""
         for adapter in adapters:
             adapter.on_step(step)

@@ -1,7 +1,7 @@
 """Our adapter file: safetensors whose header holds everything needed to attach it again.
 
-The tensors are those of AdapterSet.state_dict. The header's metadata are "format" (FORMAT), "spec", "targets" and
-"card", the last three as JSON. Nothing of a file is believed before it is checked.
+The tensors are those of AdapterSet.state_dict. The header's metadata are "format" (FORMAT), "spec", "targets"
+and "card", the last three as JSON. Nothing of a file is believed before it is checked.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -35,10 +35,8 @@ _STORED: dict[str, torch.dtype] = {
 _FIX = "Choose an adapter.safetensors that Spectral Studio saved, or copy the file again."
 
 
-class AdapterCard(BaseModel):
-    """What a file says about its making."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")  # a later version may say more
+class AdapterCard(BaseModel, frozen=True, extra="ignore"):
+    """What a file says about its making. Unknown fields are skipped: a later version may say more."""
 
     base: str = Field(default="", description="Base model: hub id, path or 'embedded'.")
     base_hash: str = Field(default="", description="sha256 of the base's weight files.")
@@ -47,12 +45,8 @@ class AdapterCard(BaseModel):
     steps: int = Field(default=0, ge=0, description="Optimizer steps trained.")
     config_hash: str = Field(default="", description="sha256 of the training configuration.")
     resolution: int = Field(default=0, ge=0, description="Pixels a side in training.")
-    prediction_type: str = Field(
-        default="epsilon", description="What the UNet predicts: epsilon or v_prediction."
-    )
-    zero_terminal_snr: bool = Field(
-        default=False, description="Trained down to pure noise; sample with it, too."
-    )
+    prediction_type: str = Field(default="epsilon", description="What the UNet predicts: epsilon or v_prediction.")
+    zero_terminal_snr: bool = Field(default=False, description="Trained down to pure noise; sample with it, too.")
     created: str = Field(default="", description="Time of saving, ISO 8601.")
     studio_version: str = Field(default="", description="Version of Spectral Studio that saved it.")
     thumbnail: str = Field(default="", description="A small picture as a data: URL.")
@@ -153,7 +147,7 @@ def attach_file(
     Args:
         components: the pipeline's models; those that the file adapts must be among them.
         source: a path, or a file that was loaded already.
-        known_hash: inject.base_hash of the same components as in training, if known; else it is computed, which
+        known_hash: inject.base_hash of the components that training had, if known; else it is computed, which
             for SDXL reads 5 GB.
 
     Returns:
@@ -167,15 +161,16 @@ def attach_file(
     check_shapes({name: t.shape for name, t in adapter_set.state_dict().items()}, header.shapes)
     tensors = source.tensors if isinstance(source, AdapterFile) else read_safe_tensors(source)
     adapter_set.load_state_dict(tensors)
-    adapter_set.warning = _other_base(header.card, known_hash or base_hash(components))
+    if header.card.base_hash:
+        adapter_set.warning = _other_base(header.card, known_hash or base_hash(components))
     adapter_set.attach()
     return adapter_set.eval()
 
 
 def _other_base(card: AdapterCard, found: str) -> str | None:
-    if not card.base_hash or card.base_hash == found:
+    if card.base_hash == found:
         return None
     return (
-        f"This adapter was made on another base ({card.base or 'unnamed'}, hash {card.base_hash[:12]}…; this one is "
-        f"{found[:12]}…) or in another precision. It fits and was attached, but pictures may differ."
+        f"This adapter was made on another base ({card.base or 'unnamed'}, hash {card.base_hash[:12]}…; this "
+        f"one is {found[:12]}…) or in another precision. It fits and was attached, but pictures may differ."
     )

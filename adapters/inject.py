@@ -19,8 +19,8 @@ from adapters.sites import Site, select_sites
 class AdapterSet:
     """The adapters of one spec on all chosen layers of a pipeline's models.
 
-    They are not submodules of the base: `base.to()`, `base.train()` and `base.parameters()` do not reach them,
-    the methods here do. Names are "<component>.<module path>.<factor>", for example
+    They are not submodules of the base: `base.to()`, `base.train()` and `base.parameters()` do not reach
+    them, the methods here do. Names are "<component>.<module path>.<factor>", for example
     "unet.mid_block.attentions.0.proj_in.down".
 
     With a strength of s every layer computes with W + s·(W' − W); at 0 the base runs alone, bit for bit.
@@ -29,16 +29,14 @@ class AdapterSet:
     warning: str | None = None
     """What the user should know about how this set came to be (files.attach_file)."""
 
-    def __init__(
-        self, spec: AdapterSpec, targets: Mapping[str, str], adapters: Mapping[str, Adapter]
-    ) -> None:
+    def __init__(self, spec: AdapterSpec, targets: Mapping[str, str], adapters: Mapping[str, Adapter]) -> None:
         self.spec = spec
         self.targets = dict(targets)
         self.adapters = dict(adapters)
         self._switch = Switch()
         self._layers: list[AdaptedLayer] = []
 
-    # --- on the model -----------------------------------------------------------------------------------------
+    # --- on the model -------------------------------------------------------------------------------------
 
     def attach(self) -> None:
         """Puts the hooks on (done by `attach`). Refused on layers whose weights are merged."""
@@ -79,7 +77,11 @@ class AdapterSet:
         Each merged layer's own bytes are kept in CPU memory until unmerge. In bf16 a small delta loses some
         percent to the rounding; unmerged inference loses nothing.
         """
-        self._refresh(merged=True)
+        try:
+            self._refresh(merged=True)
+        except Exception:  # a method that cannot merge, or no memory left for the copies
+            self._refresh(merged=False)
+            raise
 
     def unmerge(self) -> None:
         """Restores the base's bytes exactly (other merged sets stay merged)."""
@@ -92,10 +94,10 @@ class AdapterSet:
         for layer in self._layers:
             layer.refresh()
 
-    # --- training ---------------------------------------------------------------------------------------------
+    # --- training -----------------------------------------------------------------------------------------
 
     def named_parameters(self, component: str | None = None) -> Iterator[tuple[str, nn.Parameter]]:
-        """The trainables, of one component or of all; a factor that layers share comes once, under its first name."""
+        """The trainables, of one component or of all; a factor that layers share comes once."""
         for name, tensor in self._named_tensors():
             if isinstance(tensor, nn.Parameter) and tensor.requires_grad and _belongs(name, component):
                 yield name, tensor
@@ -146,7 +148,7 @@ class AdapterSet:
         """After the optimizer's step, before zero_grad; `step` counts optimizer steps, from 1."""
         adapter_type(self.spec.method).on_step_all(list(self.adapters.values()), step)
 
-    # --- state ------------------------------------------------------------------------------------------------
+    # --- state --------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Tensor]:
         """Factors, frozen ones included, and schedule state; not copied. A shared factor comes once."""
@@ -160,9 +162,7 @@ class AdapterSet:
             MismatchError: names or shapes differ; nothing is changed then.
         """
         own = self.state_dict()
-        check_shapes(
-            {name: t.shape for name, t in own.items()}, {name: t.shape for name, t in tensors.items()}
-        )
+        check_shapes({name: t.shape for name, t in own.items()}, {name: t.shape for name, t in tensors.items()})
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
 
@@ -189,32 +189,22 @@ def check_shapes(wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, tupl
     fix = "Use the adapter with the architecture it was made for, or with the layers it was made on."
     for name, shape in wanted.items():
         if name not in given:
-            raise MismatchError(
-                f"The adapter has nothing for {name}, which this base and its targets ask for.", fix
-            )
+            raise MismatchError(f"The adapter has nothing for {name}, which this base and its targets ask for.", fix)
         if tuple(given[name]) != tuple(shape):
             found, asked = "×".join(map(str, given[name])), "×".join(map(str, shape))
-            raise MismatchError(
-                f"{name} is {found} in the adapter, but this base's layer needs {asked}.", fix
-            )
+            raise MismatchError(f"{name} is {found} in the adapter, but this base's layer needs {asked}.", fix)
     for name in given:
         if name not in wanted:
-            raise MismatchError(
-                f"The adapter has {name}, but this base and its targets have no such layer.", fix
-            )
+            raise MismatchError(f"The adapter has {name}, but this base and its targets have no such layer.", fix)
 
 
-def build(
-    components: Mapping[str, nn.Module], spec: AdapterSpec, targets: Mapping[str, str], seed: int
-) -> AdapterSet:
+def build(components: Mapping[str, nn.Module], spec: AdapterSpec, targets: Mapping[str, str], seed: int) -> AdapterSet:
     """An adapter set that is not on the model yet: `attach` without the hooks."""
     sites: list[Site] = []
     for component, target in targets.items():
         if component not in components:
             known = ", ".join(components)
-            raise UserInputError(
-                f"The adapter wants {component}, which was not given.", f"Given were: {known}."
-            )
+            raise UserInputError(f"The adapter wants {component}, which was not given.", f"Given were: {known}.")
         sites += select_sites(components[component], component, target)
     context = Context(seed, tuple(sites))
     method = adapter_type(spec.method)
@@ -260,5 +250,6 @@ def base_hash(components: Mapping[str, nn.Module]) -> str:
 
 def _tensor_digest(name: str, tensor: Tensor) -> bytes:
     digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    digest.update(raw.numpy().data)  # hashed in place, not copied
     return digest.digest()

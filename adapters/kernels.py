@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from adapters.sites import Site
@@ -24,7 +23,10 @@ def chain(site: Site, x: Tensor, up: Tensor, down: Tensor, scale: float) -> Tens
 
 
 def chain_row_norm2(site: Site, base_norm2: Tensor, up: Tensor, down: Tensor, scale: float) -> Tensor:
-    """‖(W + s·B A)_i‖², [d], as ‖W_i‖² + 2s·Σ_r B_ir (W Aᵀ)_ir + s²·B_i (A Aᵀ) B_iᵀ: r·d·κ instead of d×κ copies."""
+    """‖(W + s·B A)_i‖², [d], for r·d·κ multiply-adds and no d×κ copy.
+
+    ‖W_i‖² + 2s·Σ_r B_ir (W Aᵀ)_ir + s²·B_i (A Aᵀ) B_iᵀ.
+    """
     cross = (up * site.project(down)).sum(1)
     a, b = site.split_groups(down), site.split_groups(up)
     square = ((b @ (a @ a.mT)) * b).sum(-1).flatten()
@@ -33,4 +35,4 @@ def chain_row_norm2(site: Site, base_norm2: Tensor, up: Tensor, down: Tensor, sc
 
 def row_norm2(matrix: Tensor) -> Tensor:
     """‖M_i‖² of each row of a d×κ matrix, [d]."""
-    return torch.linalg.vector_norm(matrix, dim=1).square()
+    return matrix.norm(dim=1).square()

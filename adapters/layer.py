@@ -1,4 +1,4 @@
-"""The forward hook on one layer of the base model: all adapters on it, side by side, each against the base's W."""
+"""The forward hook on one layer of the base: all adapters on it, side by side, each against the base's W."""
 
 from __future__ import annotations
 
@@ -71,8 +71,10 @@ class AdaptedLayer:
                 return
             self.original = weight.detach().to("cpu", copy=True)
         if merged:
-            base = master(self.original.to(weight.device))
-            weight.copy_(torch.stack([base, *(s * a.delta_weight(base) for a, s in merged)]).sum(0))
+            total = base = master(self.original.to(weight.device))
+            for adapter, strength in merged:
+                total = total + strength * adapter.delta_weight(base)
+            weight.copy_(total)
         else:
             weight.copy_(self.original)
             self.original = None
@@ -85,7 +87,8 @@ def master(weight: Tensor) -> Tensor:
 
 def adapted_layer(site: Site) -> AdaptedLayer:
     """The hook that is on the layer already, or a new one that is not registered yet."""
-    for hook in site.module._forward_hooks.values():  # pyright: ignore[reportPrivateUsage]  # torch offers no reader
+    hooks = site.module._forward_hooks  # pyright: ignore[reportPrivateUsage]  # torch offers no other reader
+    for hook in hooks.values():
         if isinstance(hook, AdaptedLayer):
             return hook
     return AdaptedLayer(site)

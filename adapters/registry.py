@@ -50,7 +50,5 @@ def parse_spec(data: Mapping[str, object]) -> AdapterSpec:
     """make_spec from a mapping with the key "method", as files and YAML hold it."""
     method = data.get("method")
     if not isinstance(method, str):
-        raise UserInputError(
-            "An adapter needs a method.", f"Set method to one of: {', '.join(sorted(REGISTRY))}."
-        )
+        raise UserInputError("An adapter needs a method.", f"Set method to one of: {', '.join(sorted(REGISTRY))}.")
     return make_spec(method, **{key: value for key, value in data.items() if key != "method"})

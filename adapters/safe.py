@@ -34,7 +34,7 @@ def read_safe_header(path: str | os.PathLike[str]) -> tuple[dict[str, str], Shap
 
     Raises:
         MissingError: no such file.
-        FileFormatError: a pickle, a zip or another kind of file; truncated; or a header that contradicts itself.
+        FileFormatError: a pickle, a zip or another kind of file; truncated; a header that contradicts itself.
     """
     path = Path(path)
     if not path.is_file():
@@ -77,9 +77,7 @@ def _kind(start: bytes) -> str:
     if len(start) < 8:
         return "cut off: it is too short to hold anything"
     if start.startswith(b"PK"):
-        return (
-            "a zip or PyTorch checkpoint, not safetensors; it was not opened, since such files can run code"
-        )
+        return "a zip or PyTorch checkpoint, not safetensors; it was not opened, since such files can run code"
     if start[0] == 0x80 and start[1] in range(2, 6):
         return "a Python pickle, not safetensors; it was not opened, since such files can run code"
     return f"not a safetensors file: its header would be {int.from_bytes(start, 'little'):,} bytes"
@@ -107,14 +105,10 @@ def _checked_shapes(path: Path, header: Mapping[str, Any], data_bytes: int) -> S
             first, last = (int(n) for n in entry["data_offsets"])
             wanted = math.prod(shape) * _WIDTH[entry["dtype"]]
         except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(
-                f"{path}: the entry of {name} is damaged or of a foreign dtype.", _FIX
-            ) from error
+            raise FileFormatError(f"{path}: the entry of {name} is damaged or of a foreign dtype.", _FIX) from error
         if min(shape, default=0) < 0 or first < 0 or wanted != last - first:
             raise FileFormatError(f"{path}: the shape of {name} does not fit its bytes.", _FIX)
         if last > data_bytes:
-            raise FileFormatError(
-                f"{path} is cut off: {last - data_bytes:,} bytes of {name} are missing.", _FIX
-            )
+            raise FileFormatError(f"{path} is cut off: {last - data_bytes:,} bytes of {name} are missing.", _FIX)
         shapes[name] = shape
     return shapes

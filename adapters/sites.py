@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -137,10 +136,10 @@ class ConvSite(Site):
     def apply_down(self, x: Tensor, down: Tensor) -> Tensor:
         conv = self.module
         kernels = down.reshape(-1, *conv.weight.shape[1:])
-        padding: str | tuple[int, ...] = conv.padding
         if conv.padding_mode != "zeros":
-            x, padding = F.pad(x, _borders(conv), mode=conv.padding_mode), 0
-        return F.conv2d(x, kernels, None, conv.stride, padding, conv.dilation, conv.groups)
+            x = F.pad(x, _borders(conv), mode=conv.padding_mode)
+            return F.conv2d(x, kernels, None, conv.stride, 0, conv.dilation, conv.groups)
+        return F.conv2d(x, kernels, None, conv.stride, conv.padding, conv.dilation, conv.groups)
 
     def apply_up(self, z: Tensor, up: Tensor) -> Tensor:
         return F.conv2d(z, up[:, :, None, None], groups=self.groups)
@@ -170,7 +169,7 @@ def make_site(name: str, module: nn.Module) -> Site | None:
     return None
 
 
-# --- the choice of layers -------------------------------------------------------------------------------------
+# --- the choice of layers ---------------------------------------------------------------------------------
 
 _SELF = r"(^|\.)(attn1\.(to_[qkv]|to_out\.0)|self_attn\.(q|k|v|out)_proj)$"
 _CROSS = r"(^|\.)attn2\.(to_[qkv]|to_out\.0)$"
@@ -224,12 +223,12 @@ def select_sites(model: nn.Module, component: str, target: str) -> list[Site]:
     """The layers of `model` that `target` names, in the model's order.
 
     Args:
-        component: what the model is in the pipeline ("unet", "text_encoder", "text_encoder_2"): prefixes names.
-        target: comma list, each a named group (GROUPS; "down.1", "up.0" for one block) or a pattern with * and ?
-            over module paths ("down_blocks.*.to_q").
+        component: what the model is in the pipeline ("unet", "text_encoder", …): prefixes the names.
+        target: comma list of named groups (GROUPS; "down.1", "up.0" for one block) and patterns with * and ? over
+            module paths ("down_blocks.*.to_q").
 
     Raises:
-        UserInputError: the target is empty, or a word of it matched no layer (UnknownNameError with the nearest).
+        UserInputError: the target is empty, or a word of it matched no layer (names the nearest).
     """
     words = [word.strip() for word in target.split(",") if word.strip()]
     if not words:

@@ -16,6 +16,8 @@ os.environ.update(
 
 from jaxtyping import install_import_hook  # noqa: E402
 
+import tests.shapes  # noqa: E402, F401  (the hook finds it by name)
+
 install_import_hook(["adapters", "trainers"], "tests.shapes.check_arrays")
 
 import torch  # noqa: E402

@@ -13,21 +13,21 @@ from adapters.methods.lora import Lora
 from adapters.sites import Site
 
 
-class DoraSpec(LowRankSpec):
+class DoraSpec(LowRankSpec, frozen=True):
     method: Literal["dora"] = "dora"
 
 
 def _norm(norm2: Tensor) -> Tensor:
-    """√norm2, kept off 0: a row of zeros (a dead channel) then gives 0, not NaN, and rounding cannot go below 0."""
+    """√norm2, kept off 0: a row of zeros (a dead channel) then gives 0, not NaN."""
     return norm2.clamp_min(torch.finfo(norm2.dtype).tiny).sqrt()
 
 
 class Dora(Adapter, spec=DoraSpec):
-    """W' = (m/c) ⊙ (W + ΔW) with c_i = ‖W_i + ΔW_i‖ and m = ‖W_i‖ at the start: the inner method's parameters + d.
+    """W' = (m/c) ⊙ (W + ΔW), c_i = ‖W_i + ΔW_i‖, m = ‖W_i‖ at the start: the inner method's parameters + d.
 
-    ΔW is the inner method's; another inner_type makes another DoRA (DVoRA). c is detached, as in the paper's
-    section 4.3, in the factors' precision and never under autocast, from the inner method's Gram form. m takes
-    the same path through ‖W‖², so m/c is exactly 1 at the start and the delta exactly 0.
+    ΔW is the inner method's; another inner_type makes another DoRA (DVoRA). c is detached (section 4.3 of the
+    paper), from the inner method's Gram form, in the factors' precision and never under autocast. m takes the
+    same path through ‖W‖², so m/c is exactly 1 at the start and the delta exactly 0.
     """
 
     title: ClassVar[str] = "DoRA"
@@ -46,15 +46,15 @@ class Dora(Adapter, spec=DoraSpec):
     def delta(self, x: Tensor, y_base: Tensor) -> Tensor:
         """(W' − W)x = u + (m/c − 1)·v, with u = ΔW x and v = (W + ΔW)x = y0 − bias + u.
 
-        In this order m/c − 1 keeps its digits in bf16, and v is the only output-sized tensor saved for backward.
+        In this order m/c − 1 keeps its digits in bf16, and v is the only output-sized tensor saved.
         """
         u = self.inner.delta(x, y_base)
         bias = self.site.bias
         v = u + (y_base if bias is None else y_base - self.site.per_output(bias).to(y_base.dtype))
-        return u + self.site.per_output(self._gain_minus_one()).to(v.dtype) * v
+        return u + self.site.per_output(self.gain_minus_one()).to(v.dtype) * v
 
-    def _gain_minus_one(self) -> Tensor:
-        """m/c − 1, [d]."""
+    def gain_minus_one(self) -> Tensor:
+        """m/c − 1, [d]: exactly 0 at the start."""
         with torch.no_grad(), torch.autocast(self.magnitude.device.type, enabled=False):
             c = _norm(self.inner.row_norm2(self.base_norm2))
         return self.magnitude / c - 1

@@ -14,7 +14,7 @@ from adapters.kernels import chain, chain_row_norm2
 from adapters.sites import Site
 
 
-class LoraSpec(LowRankSpec):
+class LoraSpec(LowRankSpec, frozen=True):
     method: Literal["lora"] = "lora"
 
 
@@ -32,7 +32,7 @@ class Lora(Adapter, spec=LoraSpec):
         super().__init__(site, weight, spec, context)
         if spec.rank % site.groups:
             raise UserInputError(
-                f"{site.name} is a convolution of {site.groups} groups, which rank {spec.rank} does not divide into.",
+                f"{site.name} has {site.groups} groups, and rank {spec.rank} cannot be split among them.",
                 f"Choose a rank that is a multiple of {site.groups}, or leave this layer out.",
             )
         down = torch.randn(spec.rank, site.columns, generator=context.generator(site.name)) / spec.rank

@@ -21,6 +21,8 @@ class Method:
     knobs: Mapping[str, object]
     parameters: Callable[[Site], int]
     """The formula for its trainable parameters on one layer."""
+    low_rank: bool = True
+    """Whether its ΔW is offered as two factors."""
 
 
 def lora_parameters(site: Site) -> int:
@@ -29,7 +31,7 @@ def lora_parameters(site: Site) -> int:
 
 METHODS = (
     Method("lora", {"rank": 4, "alpha": 6.0}, lora_parameters),
-    Method("dora", {"rank": 4, "alpha": 6.0}, lambda site: lora_parameters(site) + site.rows),
+    Method("dora", {"rank": 4, "alpha": 6.0}, lambda site: lora_parameters(site) + site.rows, low_rank=False),
 )
 
 

@@ -123,6 +123,17 @@ def test_gradients_equal_autograd_on_the_materialised_weight(method: Method, lay
         assert relative_error(ours, theirs) < FP64_GRADIENT
 
 
+def test_the_product_of_the_factors_is_the_delta(method: Method, layer: Layer):
+    adapter_set = Base(layer, torch.float64).attach(method)
+    nudge(adapter_set)
+    adapter = adapter_set.adapters["unet.layer"]
+    factors = adapter.factors()
+    assert (factors is not None) == method.low_rank
+    if factors is not None:
+        site = adapter.site
+        assert relative_error(site.as_weight(site.product(*factors)), adapter.delta_weight(site.weight)) < FP64
+
+
 def test_strength_is_linear_and_0_is_exactly_the_base(method: Method, layer: Layer):
     base = Base(layer, torch.float64)
     before = base()

@@ -37,8 +37,27 @@ class NoNorm(RowGain):
     row_norm2 = Adapter.row_norm2
 
 
+class WithHooks(RowGain):
+    def __init__(self, site: Site, weight: Tensor, spec: AdapterSpec, context: Context) -> None:
+        super().__init__(site, weight, spec, context)
+        self.heard: list[object] = []
+
+    def regulariser(self) -> Tensor:
+        return self.gain.square().sum() + 3
+
+    def on_backward(self) -> None:
+        self.heard.append("backward")
+
+    def on_step(self, step: int) -> None:
+        self.heard.append(step)
+
+
 class DoraOverRowGain(Dora):
     inner_type = RowGain
+
+
+class DoraWithHooks(Dora):
+    inner_type = WithHooks
 
 
 class DoraOverNoNorm(Dora):
@@ -72,6 +91,14 @@ def test_dora_over_a_method_without_a_row_norm_says_so():
         dora.delta(x, site.module(x))
 
 
+def test_the_inner_methods_hooks_are_called():
+    dora, _ = build(DoraWithHooks, torch.float32)
+    dora.on_backward()
+    DoraWithHooks.on_step_all([dora], 7)
+    assert isinstance(dora.inner, WithHooks) and dora.inner.heard == ["backward", 7]
+    assert dora.regulariser() == 3
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_the_magnitude_starts_as_the_row_norms(dtype: torch.dtype):
     dora, site = build(Dora, dtype)
@@ -101,6 +128,16 @@ def test_the_norm_is_a_constant_to_the_gradient():
     expected = torch.autograd.grad((gain * u).sum(), list(dora.inner.parameters()))
     for parameter, gradient in zip(dora.inner.parameters(), expected, strict=True):
         assert parameter.grad is not None and relative_error(parameter.grad, gradient) < FP64
+
+
+def test_one_output_sized_tensor_is_saved_for_backward():
+    dora, site = build(Dora, torch.float32)
+    x = torch.randn(5, 24, requires_grad=True)
+    y_base = site.module.requires_grad_(False)(x)
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        dora.delta(x, y_base)
+    assert sum(t.shape == y_base.shape for t in saved) == 1
 
 
 def test_the_base_norm_is_derived_not_saved():

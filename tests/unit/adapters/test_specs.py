@@ -37,6 +37,7 @@ def test_errors_cross_process_borders(error: StudioError):
         ("lorra", {}, "'lorra'.\nDid you mean 'lora'?"),
         ("lora", {"ranck": 3}, "'ranck'.\nDid you mean 'rank'?"),
         ("lora", {"rank": 0}, "rank = 0"),
+        ("lora", {"rank": 10**9}, "rank = 1000000000"),
         ("lora", {"rank": "many"}, "rank = 'many'"),
         ("lora", {"dropout": 1.0}, "dropout = 1.0"),
         ("lora", {"alpha": math.inf}, "alpha = inf"),
