@@ -34,7 +34,8 @@ def run(name: str, arguments: list[str], options: argparse.Namespace) -> dict[st
     command = [
         *(sys.executable, "-m", "studio", "train", str(options.pictures), "--trigger", "sks", "--class", "dog"),
         *("--base", str(options.work / "sdxl"), "--steps", str(options.steps), "--out", str(out)),
-        *("--set", "adapter.rank=16", "--set", "data.resolution=1024", "--set", "sample.count=0", *arguments),
+        *("--set", "adapter.rank=16", "--set", "data.resolution=1024", "--set", "sample.count=0"),
+        *("--set", "validation_levels=1", "--set", "data.crop_variants=1", *arguments),
     ]
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)

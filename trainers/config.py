@@ -83,9 +83,8 @@ class TrainConfig(BaseModel):
     seed: int = Field(default=0, ge=0, description="decides noise, order, crops and the adapter's start")
     save_every: int = Field(default=0, ge=0, description="checkpoint every so many steps; 0: only at the end")
     keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints kept")
-    validate_every: int = Field(
-        default=0, ge=0, description="validation loss every so many steps; 0: start and end only"
-    )
+    validate_every: int = Field(default=0, ge=0, description="validation loss every so many steps; 0: start and end")
+    validation_levels: int = Field(default=4, ge=0, description="timesteps of the validation loss; 0: no validation")
 
     @field_validator("adapter", mode="before")
     @classmethod
@@ -95,7 +94,7 @@ class TrainConfig(BaseModel):
     def decisive(self) -> dict[str, Any]:
         """What a resume must find unchanged: all but where pictures lie and how often things are saved or shown."""
         whole = self.model_dump(mode="json")
-        for name in ("sample", "save_every", "keep_checkpoints", "validate_every"):
+        for name in ("sample", "save_every", "keep_checkpoints", "validate_every", "validation_levels"):
             del whole[name]
         del whole["data"]["folder"]
         if not self.optim.depends_on_steps:

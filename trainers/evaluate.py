@@ -7,12 +7,10 @@ import torch
 from trainers.engine import Engine
 from trainers.seeds import derive_seed, generator_for
 
-LEVELS = 8
-
 
 @torch.no_grad()
-def validation_loss(engine: Engine, seed: int) -> float:
-    """Mean unweighted loss over every subject picture at LEVELS evenly spread timesteps.
+def validation_loss(engine: Engine, seed: int, levels: int) -> float:
+    """Mean unweighted loss over every subject picture at `levels` evenly spread timesteps.
 
     Masks count, loss weights and caption dropout do not. The draw depends on `seed` only, not on the step.
     """
@@ -23,8 +21,8 @@ def validation_loss(engine: Engine, seed: int) -> float:
     for number in range(plan.batches_per_epoch):
         batch = plan.batch(number).subject_only()
         rows = len(batch.latents)
-        for level in range(LEVELS):
-            timestep = int((level + 0.5) / LEVELS * last)
+        for level in range(levels):
+            timestep = int((level + 0.5) / levels * last)
             draws = generator_for(engine.device, seed, "validation", number, level)
             noise = torch.randn(batch.latents.shape, generator=draws, device=engine.device)
             timesteps = torch.full((rows,), timestep, device=engine.device)
@@ -35,10 +33,10 @@ def validation_loss(engine: Engine, seed: int) -> float:
 
 
 @torch.no_grad()
-def base_validation_loss(engine: Engine, seed: int) -> float:
+def base_validation_loss(engine: Engine, seed: int, levels: int) -> float:
     """The same with the adapter at strength 0: the bare base."""
     strength, engine.adapter.strength = engine.adapter.strength, 0.0
     try:
-        return validation_loss(engine, seed)
+        return validation_loss(engine, seed, levels)
     finally:
         engine.adapter.strength = strength

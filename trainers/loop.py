@@ -77,6 +77,7 @@ def train(
     adapter.strength = 0.0
     data = yield from _prepared(base, config, cache or TensorCache())
     adapter.strength = 1.0
+    base.set_schedule(config.objective.prediction_type, config.objective.zero_terminal_snr)
     identity = RunIdentity(base=config.base, base_hash=base.hash, config=config.decisive(), pictures=data.manifest)
     if found is not None:
         checkpoint.check_identity(found, identity)
@@ -121,7 +122,6 @@ def _engine(base: Base, adapter: AdapterSet, data: TrainingData, config: TrainCo
     scheduler = training_scheduler(base.pipe.scheduler, config.objective)
     if config.gradient_checkpointing:
         base.unet.enable_gradient_checkpointing()
-        base.unet.train()
     plan = BatchPlan(data.buckets, config.batch_size, config.seed)
     return Engine(base.unet, adapter, plan, data.text, scheduler, config, base.dtype)
 
@@ -147,7 +147,7 @@ class _Run:
         return nullcontext() if self.engine.average is None else self.engine.average.applied()
 
     def steps(self) -> Generator[Event, None, Reason]:
-        yield self._validate()
+        yield from self._validate()
         if self.engine.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.engine.device)
         self._since = time.perf_counter()
@@ -172,7 +172,7 @@ class _Run:
         last = self.step == self.config.steps
         before = time.perf_counter()
         if last or (self.config.validate_every and self.step % self.config.validate_every == 0):
-            yield self._validate()
+            yield from self._validate()
         wanted = self.config.sample.every and self.step % self.config.sample.every == 0
         if self.config.sample.count and (last or wanted or command == "sample"):
             with self.averaged():
@@ -214,14 +214,17 @@ class _Run:
         path = checkpoint.save_checkpoint(self.out, self.step, self.engine, self.identity, self.config.keep_checkpoints)
         return Saved(step=self.step, path=path)
 
-    def _validate(self) -> Validated:
+    def _validate(self) -> Iterator[Event]:
+        levels = self.config.validation_levels
+        if levels == 0:
+            return
         if self._base_loss is None:
-            self._base_loss = base_validation_loss(self.engine, self.config.seed)
-        if self.step == 0:  # every method starts at identity, bit for bit
-            return Validated(step=0, loss=self._base_loss, base_loss=self._base_loss)
-        with self.averaged():
-            loss = validation_loss(self.engine, self.config.seed)
-        return Validated(step=self.step, loss=loss, base_loss=self._base_loss)
+            self._base_loss = base_validation_loss(self.engine, self.config.seed, levels)
+        loss = self._base_loss
+        if self.step > 0:  # before, every method is the identity, bit for bit
+            with self.averaged():
+                loss = validation_loss(self.engine, self.config.seed, levels)
+        yield Validated(step=self.step, loss=loss, base_loss=self._base_loss)
 
 
 def _memory(device: torch.device) -> int:

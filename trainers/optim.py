@@ -32,7 +32,10 @@ class OptimConfig(BaseModel):
     )
     learning_rate: float = Field(default=1e-4, gt=0, description="learning rate of the UNet's adapter")
     text_encoder_learning_rate: float | None = Field(
-        default=None, gt=0, description="learning rate of both text encoders' adapters; left out: half the UNet's"
+        default=None, gt=0, description="learning rate of the first text encoder; left out: half the UNet's"
+    )
+    text_encoder_2_learning_rate: float | None = Field(
+        default=None, gt=0, description="learning rate of the second text encoder; left out: the first one's"
     )
     weight_decay: float = Field(default=0.01, ge=0, description="weight decay, where the optimizer has it")
     schedule: Schedule = Field(default="constant", description="learning-rate schedule")
@@ -47,9 +50,9 @@ class OptimConfig(BaseModel):
 
     def rate_for(self, component: str) -> float:
         """Base learning rate of "unet", "text_encoder" or "text_encoder_2"."""
-        if component == "unet":
-            return self.learning_rate
-        return self.text_encoder_learning_rate or self.learning_rate / 2
+        first = self.text_encoder_learning_rate or self.learning_rate / 2
+        rates = {"unet": self.learning_rate, "text_encoder": first}
+        return rates.get(component, self.text_encoder_2_learning_rate or first)
 
 
 def _candidates(module_name: str) -> Iterator[tuple[str, type[Optimizer]]]:

@@ -32,8 +32,6 @@ def save_result(
     averaged: AbstractContextManager[None],
 ) -> Path:
     """Write `out`/adapter.safetensors, with the moving average where one is kept."""
-    asked = config.objective.prediction_type
-    prediction_type = base.pipe.scheduler.config["prediction_type"] if asked == "auto" else asked
     card = AdapterCard(
         base=base.name,
         base_hash=base.hash,
@@ -42,7 +40,7 @@ def save_result(
         steps=step,
         config_hash=config.fingerprint(),
         resolution=config.data.resolution or base.native_resolution,
-        prediction_type=prediction_type,
+        prediction_type=base.prediction_type,
         zero_terminal_snr=config.objective.zero_terminal_snr,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         studio_version=product_version(),

@@ -73,6 +73,21 @@ class Base:
         """ "embedded" for the small built-in size, "sdxl" for the real one: presets differ."""
         return "sdxl" if self.native_resolution >= 512 else "embedded"
 
+    @property
+    def prediction_type(self) -> str:
+        """ "epsilon" or "v_prediction"."""
+        return str(self.pipe.scheduler.config["prediction_type"])
+
+    def set_schedule(self, prediction_type: str, zero_terminal_snr: bool) -> None:
+        """Sample as an adapter was trained to, where that is not how the base was ("auto": keep the base's way).
+
+        With pure noise at the end the first step must start there: trailing timesteps (arXiv 2305.08891, sec. 3.3).
+        """
+        changes: dict[str, Any] = {} if prediction_type == "auto" else {"prediction_type": prediction_type}
+        if zero_terminal_snr:
+            changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        self.pipe.scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config, **changes)
+
     @torch.no_grad()
     def encode_pictures(self, pixels: Float[Tensor, "b 3 H W"]) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the VAE's latents, "b c h w" in fp32, already scaled as the UNet wants them."""

@@ -60,6 +60,11 @@ def test_text_encoders_learn_at_half_the_rate_unless_told():
     assert OptimConfig(learning_rate=1e-4, text_encoder_learning_rate=1e-5).rate_for("text_encoder_2") == 1e-5
 
 
+def test_each_component_may_have_a_rate_of_its_own():
+    config = OptimConfig(learning_rate=3e-4, text_encoder_learning_rate=2e-5, text_encoder_2_learning_rate=1e-5)
+    assert [config.rate_for(part) for part in ("unet", "text_encoder", "text_encoder_2")] == [3e-4, 2e-5, 1e-5]
+
+
 def test_the_cosine_schedule_warms_up_and_ends_at_zero():
     config = OptimConfig(schedule="cosine", warmup_steps=10)
     optimizer = build_optimizer(config, groups())
