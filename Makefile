@@ -1,0 +1,44 @@
+# make demo: learn the sample subject and draw it.   make test: everything that CI checks.
+# Each makes its environment in .venv first, with the versions of constraints.txt.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+DEMO := runs/demo
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test lint format types docs clean
+
+.venv/.app: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) -e .
+	touch $@
+
+.venv/.dev: .venv/.app
+	$(PIP) -e '.[dev]'
+	touch $@
+
+demo: .venv/.app
+	rm -rf $(DEMO)
+	OMP_NUM_THREADS=2 $(BIN)/studio train examples/octopus --trigger sks --class octopus --preset balanced --out $(DEMO)
+	OMP_NUM_THREADS=2 $(BIN)/studio sample $(DEMO)/adapter.safetensors --out $(DEMO)/pictures -n 2 --seed 1 \
+	  --prompt "a photo of a sks octopus" --prompt "a photo of a sks octopus next to a house"
+	@echo "The pictures: $(DEMO)/pictures/grid.png"
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright --project pyproject.toml --pythonpath $(BIN)/python
+
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+format: .venv/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: .venv/.dev
+	$(BIN)/python -m docs.generate
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache

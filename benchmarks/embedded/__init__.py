@@ -1,0 +1,1 @@
+"""Recipe of the embedded base: a small model of SDXL's architecture, pretrained on composed emoji scenes."""

@@ -1,0 +1,199 @@
+"""The command line. Torch and everything on it is imported by the command that needs it: --help is instant."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from studio import __version__
+
+
+class _Commands(TyperGroup):
+    """Every error of every command ends as sentences and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with _explained():
+            return super().invoke(ctx)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Teach Stable Diffusion XL a subject from a handful of pictures, and draw it.",
+    epilog="studio COMMAND --help tells a command's options; docs/config.md lists every key of --set.",
+)
+
+
+@contextmanager
+def _explained() -> Generator[None]:
+    try:
+        yield
+    except (typer.Exit, typer.Abort, BrokenPipeError):
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        # typer reports wrong usage itself, and in its own words.
+        if hasattr(error, "format_message"):
+            raise
+        from studio.failures import explain
+
+        failure = explain(error)
+        console = Console(stderr=True)
+        for text, style in ((failure.what, "bold red"), (failure.fix, "")):
+            if text:
+                console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(failure.code) from None
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"spectral-studio {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version and stop.")
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def train(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="FOLDER", help="Folder of pictures, with captions beside them or not.")
+    ] = None,
+    trigger: Annotated[
+        str | None, typer.Option(metavar="WORD", help="Word that will stand for the subject, such as sks.")
+    ] = None,
+    class_word: Annotated[
+        str | None, typer.Option("--class", metavar="WORD", help="What the subject is, such as dog.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="BASE", help="embedded, a hub id, a diffusers folder or a .safetensors file.")
+    ] = None,
+    adapter: Annotated[str | None, typer.Option(metavar="NAME", help="Method; studio adapters lists them.")] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="Optimizer steps.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="quick, balanced (unless said otherwise), best or low-memory.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE.yaml", help="Keys from a YAML file.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key, such as adapter.rank=32.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the run; left out: runs/<trigger>-<class>-<n>.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out stopped.")] = False,
+) -> None:
+    """Teach a base the subject in FOLDER; leaves DIR/adapter.safetensors, samples and config.yaml."""
+    from studio.training import Request, run_training
+
+    flags = {
+        "data.folder": None if folder is None else str(folder.expanduser().absolute()),
+        "data.captions.trigger": trigger,
+        "data.captions.class_word": class_word,
+        "base": base,
+        "adapter.method": adapter,
+        "steps": steps,
+    }
+    request = Request(flags, preset, config, assignments or (), out, resume)
+    typer.echo(run_training(request, Console(stderr=True)))
+
+
+@app.command()
+def sample(
+    prompt: Annotated[list[str], typer.Option(metavar="TEXT", help="What to draw; may be given several times.")],
+    adapters: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[ADAPTER]...", help="Adapter files or folders of runs; none: the bare base."),
+    ] = None,
+    strength: Annotated[
+        list[float] | None, typer.Option(metavar="S", help="Strength of the adapters: once, or once for each.")
+    ] = None,
+    count: Annotated[int, typer.Option("-n", metavar="N", min=1, help="Pictures a prompt.")] = 4,
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Seed of the first picture; the next has one more.")
+    ] = 0,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels; left out: the base's own.")] = None,
+    negative: Annotated[str, typer.Option(metavar="TEXT", help="What not to draw.")] = "",
+    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Denoising steps.")] = 25,
+    guidance: Annotated[float, typer.Option(metavar="G", min=0, help="Classifier-free guidance scale.")] = 5.0,
+    scheduler: Annotated[
+        str, typer.Option(metavar="NAME", help="euler, euler-a, ddim, dpm++, dpm++-karras, unipc or heun.")
+    ] = "euler",
+    base: Annotated[
+        str | None, typer.Option(metavar="BASE", help="Base; left out: the one the adapters were made on.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the pictures; left out: samples/<prompt>-<n>.")
+    ] = None,
+) -> None:
+    """Draw pictures with adapters, each with its recipe inside, and a grid of all."""
+    from studio import sampling
+
+    request = sampling.Request(
+        adapters=adapters or [],
+        prompts=prompt,
+        strengths=strength or [1.0],
+        count=count,
+        seed=seed,
+        size=None if size is None else sampling.parse_size(size),
+        negative=negative,
+        steps=steps,
+        guidance=guidance,
+        scheduler=scheduler,
+        base=base,
+        out=out,
+    )
+    typer.echo(sampling.sample(request, Console(stderr=True)))
+
+
+@app.command()
+def adapters(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """List the adapter methods with their papers and knobs."""
+    from studio import info
+
+    _print([info.methods_json()] if as_json else info.methods_text())
+
+
+@app.command("info")
+def info_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An adapter file, a run's folder, or a picture.")],
+) -> None:
+    """Tell what an adapter file says of itself, or how a picture was made."""
+    from studio import info
+
+    _print(info.describe_file(file))
+
+
+@app.command()
+def doctor() -> None:
+    """Tell what this machine can and cannot do."""
+    from studio.doctor import examine
+
+    marks = {"good": ("✓", "green"), "note": ("·", "yellow"), "bad": ("✗", "red")}
+    console = Console()
+    for finding in examine():
+        mark, style = marks[finding.level]
+        console.print(f"[{style}]{mark}[/] ", end="")
+        console.print(finding.text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print(lines: Any) -> None:
+    for line in lines:
+        typer.echo(line)
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="studio")

@@ -1,0 +1,109 @@
+"""`studio info` and `studio adapters`: what a file says of itself, and which methods there are."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from adapters.base import Adapter
+from adapters.errors import MissingError
+from adapters.files import AdapterHeader, load_adapter
+from adapters.registry import REGISTRY
+from studio.progress import size
+from studio.recipe import read_recipes
+from studio.sampling import adapter_path
+from studio.schema import describe
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def describe_file(given: Path) -> Iterator[str]:
+    """Lines on an adapter file (or a run's folder), or the recipes in a PNG."""
+    path = adapter_path(given)
+    if not path.exists():
+        raise MissingError(f"There is no file {path}.", "Check the path.")
+    with path.open("rb") as file:
+        is_picture = file.read(len(PNG_SIGNATURE)) == PNG_SIGNATURE
+    return _describe_picture(path) if is_picture else _describe_adapter(path)
+
+
+def _describe_picture(path: Path) -> Iterator[str]:
+    found = read_recipes(path)
+    if len(found) > 1:
+        yield f"{path}: a grid of {len(found)} pictures."
+    for recipe in found:
+        yield recipe.as_text()
+        for use in recipe.adapters:
+            yield f"  {use.file} at strength {use.strength:g} (sha256 {use.sha256})"
+        yield f"  base {recipe.base} (hash {recipe.base_hash})"
+
+
+def _describe_adapter(path: Path) -> Iterator[str]:
+    header = load_adapter(path).header
+    method = REGISTRY[header.spec.method]
+    numbers = sum(math.prod(shape) for shape in header.shapes.values())
+    yield f"{path}: {method.title}, {numbers:,} numbers in {len(header.shapes)} tensors, {size(path.stat().st_size)}"
+    knobs = ", ".join(f"{name} {_value(value)}" for name, value in _knobs(header.spec).items())
+    yield f"  knobs: {knobs}"
+    yield "  learnt layers: " + "; ".join(f"{part}: {target}" for part, target in header.targets.items())
+    yield from (f"  {name.replace('_', ' ')}: {_value(value)}" for name, value in _card(header).items())
+    yield from (f"  warning: {text}" for text in card_warnings(header))
+
+
+def _knobs(spec: BaseModel) -> dict[str, Any]:
+    return {name: value for name, value in spec.model_dump().items() if name != "method"}
+
+
+def _card(header: AdapterHeader) -> dict[str, Any]:
+    return {name: value for name, value in header.card.model_dump().items() if value and name != "thumbnail"}
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "default"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def card_warnings(header: AdapterHeader) -> Iterator[str]:
+    """What somebody who wants to use the file should know."""
+    card = header.card
+    if not card.trigger:
+        yield "it does not say its trigger word"
+    if not card.base_hash:
+        yield "it does not say which base it was made on"
+    elif card.base not in ("embedded", "") and card.base.startswith(("/", "~", ".")) and not Path(card.base).exists():
+        yield f"its base {card.base} is not on this machine"
+
+
+def methods() -> list[dict[str, Any]]:
+    """Every registered method: name, title, paper, equation and knobs."""
+    return [_method(name, REGISTRY[name]) for name in sorted(REGISTRY)]
+
+
+def _method(name: str, method: type[Adapter]) -> dict[str, Any]:
+    knobs = [describe(knob, field) for knob, field in method.spec_type.model_fields.items() if knob != "method"]
+    return {
+        "name": name,
+        "title": method.title,
+        "paper": method.paper,
+        "equation": method.equation,
+        "knobs": [{"name": k.name, "takes": k.takes, "default": k.default, "meaning": k.meaning} for k in knobs],
+    }
+
+
+def methods_json() -> str:
+    return json.dumps(methods(), indent=2, ensure_ascii=False)
+
+
+def methods_text() -> Iterator[str]:
+    """A paragraph a method."""
+    for method in methods():
+        yield f"{method['name']}: {method['title']} ({method['paper']})"
+        yield f"    {method['equation']}"
+        for knob in method["knobs"]:
+            yield f"    adapter.{knob['name']} ({knob['takes']}; default {knob['default']}): {knob['meaning']}"

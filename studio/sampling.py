@@ -1,0 +1,192 @@
+"""`studio sample`: pictures from a base with any adapters at any strength, each with its recipe, and a grid."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from adapters.errors import MissingError, UnknownNameError, UserInputError
+from adapters.files import AdapterCard, AdapterFile, attach_file, load_adapter
+from studio import __version__
+from studio.paths import next_free, slug
+from studio.recipe import AdapterUse, Recipe, save_png
+from trainers.loop import pick_device, pick_dtype
+from trainers.samples import grid
+from trainers.sdxl import SCHEDULERS, Base, generate, load_base
+
+PICTURES = Path("samples")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to draw: `count` pictures a prompt, with seeds from `seed` on; `size` in pixels (width, height)."""
+
+    adapters: Sequence[Path]
+    prompts: Sequence[str]
+    strengths: Sequence[float] = (1.0,)
+    count: int = 4
+    seed: int = 0
+    size: tuple[int, int] | None = None
+    negative: str = ""
+    steps: int = 25
+    guidance: float = 5.0
+    scheduler: str = "euler"
+    base: str | None = None
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    path: Path
+    file: AdapterFile
+    strength: float
+
+    def use(self) -> AdapterUse:
+        digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        return AdapterUse(file=str(self.path), sha256=digest, strength=self.strength)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """1024x768 → (1024, 768)."""
+    match = re.fullmatch(r"(\d+)\s*[x×]\s*(\d+)", text.strip())
+    if match is None:
+        raise UserInputError(f"{text!r} is no size.", "Write it as width x height: --size 1024x768.")
+    return int(match[1]), int(match[2])
+
+
+def adapter_path(given: Path) -> Path:
+    """The file, or a run's folder's adapter."""
+    if not given.is_dir():
+        return given
+    path = given / "adapter.safetensors"
+    if not path.exists():
+        raise MissingError(
+            f"The folder {given} holds no adapter.safetensors.", "Give an adapter file or a finished run."
+        )
+    return path
+
+
+def sample(request: Request, console: Console) -> Path:
+    """Draw everything; returns the path of the grid."""
+    if request.scheduler not in SCHEDULERS:
+        raise UnknownNameError("scheduler", request.scheduler, list(SCHEDULERS))
+    loaded = _load(request)
+    name = request.base or _common_base(loaded)
+    for warning in prompt_warnings(request.prompts, [one.file for one in loaded]):
+        _warn(console, warning)
+    device = pick_device(None)
+    base = load_base(name, device=device, dtype=pick_dtype("auto", device))
+    _follow_schedule(base, [one.file.card for one in loaded], console)
+    out = request.out or next_free(PICTURES, slug(request.prompts[0]))
+    with ExitStack() as stack:
+        for one in loaded:
+            attached = attach_file(base.components, one.file, known_hash=base.hash)
+            attached.to(base.device)
+            stack.callback(attached.detach)
+            attached.strength = one.strength
+            if attached.warning:
+                _warn(console, f"{one.path}: {attached.warning}")
+        return _draw(request, base, recipes(request, base, [one.use() for one in loaded]), out, console)
+
+
+def _warn(console: Console, text: str) -> None:
+    console.print(f"Warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def _follow_schedule(base: Base, cards: Sequence[AdapterCard], console: Console) -> None:
+    """Sample as the adapters were trained to, where that is not how the base was."""
+    schedules = list(dict.fromkeys((card.prediction_type, card.zero_terminal_snr) for card in cards if card.base_hash))
+    if len(schedules) > 1:
+        _warn(console, "These adapters were trained for different noise schedules; the first one's is used.")
+    if schedules and schedules[0] != (base.prediction_type, False):
+        base.set_schedule(*schedules[0])
+
+
+def _load(request: Request) -> list[_Loaded]:
+    strengths = list(request.strengths) or [1.0]
+    paths = [adapter_path(given) for given in request.adapters]
+    if len(strengths) == 1:
+        strengths *= len(paths)
+    if len(strengths) != len(paths):
+        raise UserInputError(
+            f"There are {len(paths)} adapters and {len(strengths)} strengths.",
+            "Give --strength once for all, or once for each adapter in their order.",
+        )
+    return [_Loaded(path, load_adapter(path), strength) for path, strength in zip(paths, strengths, strict=True)]
+
+
+def _common_base(loaded: Sequence[_Loaded]) -> str:
+    bases = list(dict.fromkeys(one.file.card.base for one in loaded if one.file.card.base))
+    if len(bases) > 1:
+        raise UserInputError(
+            f"These adapters were made on different bases: {', '.join(bases)}.", "Choose one with --base."
+        )
+    return bases[0] if bases else "embedded"
+
+
+def prompt_warnings(prompts: Sequence[str], files: Sequence[AdapterFile]) -> Iterator[str]:
+    """A sentence for each trigger that a prompt lacks: the subject will hardly show."""
+    for file in files:
+        trigger = file.card.trigger
+        for prompt in prompts:
+            if trigger and not re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", prompt, re.IGNORECASE):
+                phrase = f"{trigger} {file.card.class_word}".strip()
+                yield f'The prompt "{prompt}" lacks the trigger "{trigger}"; say "{phrase}" for the subject.'
+
+
+def recipes(request: Request, base: Base, uses: Sequence[AdapterUse]) -> list[Recipe]:
+    """One recipe a picture: prompt after prompt, the same seeds for each."""
+    size = request.size or (base.native_resolution, base.native_resolution)
+    return [
+        Recipe(
+            prompt=prompt,
+            negative=request.negative,
+            seed=request.seed + number,
+            size=size,
+            steps=request.steps,
+            guidance=request.guidance,
+            scheduler=request.scheduler,
+            adapters=tuple(uses),
+            base=base.name,
+            base_hash=base.hash,
+            version=__version__,
+        )
+        for prompt in request.prompts
+        for number in range(request.count)
+    ]
+
+
+def _draw(request: Request, base: Base, wanted: Sequence[Recipe], out: Path, console: Console) -> Path:
+    pictures: list[Image.Image] = []
+    stream = generate(
+        base,
+        [recipe.prompt for recipe in wanted],
+        seeds=[recipe.seed for recipe in wanted],
+        negative=request.negative,
+        width=wanted[0].size[0],
+        height=wanted[0].size[1],
+        inference_steps=request.steps,
+        guidance=request.guidance,
+        scheduler=request.scheduler,
+    )
+    progress = track(
+        stream, "drawing", total=len(wanted), console=console, transient=True, disable=not console.is_terminal
+    )
+    for recipe, picture in zip(wanted, progress, strict=True):
+        path = out / f"{slug(recipe.prompt)}-{recipe.seed}.png"
+        save_png(path, picture, (recipe,))
+        pictures.append(picture)
+        console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+    columns = request.count if len(request.prompts) > 1 else math.ceil(math.sqrt(request.count))
+    whole = out / "grid.png"
+    save_png(whole, grid(pictures, columns), tuple(wanted))
+    return whole

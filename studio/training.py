@@ -1,0 +1,131 @@
+"""`studio train`: the configuration, the run's folder, the loop and its display put together."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+
+from adapters.errors import UserInputError
+from studio import __version__, config, runs
+from studio.failures import Interrupted
+from studio.progress import display_for
+from trainers.config import TrainConfig
+from trainers.events import Command, Event, Finished, Started
+from trainers.loop import train
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for: flags by dotted key (None: not given), and the sources of the rest."""
+
+    flags: Mapping[str, Any]
+    preset: str | None = None
+    file: Path | None = None
+    assignments: Sequence[str] = ()
+    out: Path | None = None
+    resume: bool = False
+
+
+def configure(request: Request) -> TrainConfig:
+    """defaults < preset < YAML < --set < flags.
+
+    A resumed run goes by its own config.yaml unless a preset or a file is named anew.
+    """
+    file = request.file
+    if request.resume and file is None and request.preset is None:
+        file = _own_config(request)
+    over = [] if file is None else [config.file_layer(file)]
+    over += [config.set_layer(request.assignments), config.flags_layer(request.flags)]
+    base = "embedded"
+    for layer in over:
+        base = str(layer.values.get("base", base))
+    preset = config.preset_layers(request.preset or config.DEFAULT_PRESET, config.family_of(base))
+    return config.compose([*preset, *over])
+
+
+def _own_config(request: Request) -> Path | None:
+    out = request.out or _latest(request.flags)
+    found = out / "config.yaml"
+    return found if found.exists() else None
+
+
+def _latest(flags: Mapping[str, Any]) -> Path:
+    trigger = flags.get("data.captions.trigger")
+    if trigger is None:
+        raise UserInputError("--resume does not know which run.", "Name its folder with --out.")
+    return runs.latest_out(str(trigger), str(flags.get("data.captions.class_word") or ""))
+
+
+def out_folder(request: Request, run: TrainConfig) -> Path:
+    captions = run.data.captions
+    if request.out is not None:
+        return request.out
+    place = runs.latest_out if request.resume else runs.default_out
+    return place(captions.trigger, captions.class_word)
+
+
+def run_training(request: Request, console: Console) -> Path:
+    """Train and show; returns the adapter's path. Raises Interrupted where a signal stopped it."""
+    whole = configure(request)
+    out = out_folder(request, whole)
+    with runs.open_run(out, whole, resume=request.resume) as folder, _Stop().listening() as stop:
+
+        def started() -> None:
+            # Not before: a resume that is refused must leave the run's own configuration as it was.
+            folder.write_config(whole, f"spectral-studio {__version__}")
+            stop.started()
+
+        stream = folder.record(train(whole, out, resume=request.resume, commands=stop.command))
+        last = _show(stream, console, started)
+    if isinstance(last, Finished) and last.adapter is not None:
+        return last.adapter
+    raise Interrupted(f"Its state is saved. Go on with: studio train --resume --out {out}", stop.exit_code)
+
+
+def _show(stream: Iterator[Event], console: Console, on_started: Callable[[], None]) -> Event | None:
+    last: Event | None = None
+    with display_for(console) as display:
+        for last in stream:
+            if isinstance(last, Started):
+                on_started()
+            display.show(last)
+    return last
+
+
+class _Stop:
+    """The first Ctrl+C (or SIGTERM) while it steps lets the step finish and saves; any other ends at once."""
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+        self._running = False
+
+    def started(self) -> None:
+        self._running = True
+
+    def command(self) -> Command | None:
+        return "pause" if self._signal is not None else None
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + (self._signal or signal.SIGINT)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is not None or not self._running:
+            raise KeyboardInterrupt
+        self._signal = number
+
+    @contextmanager
+    def listening(self) -> Generator[_Stop]:
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

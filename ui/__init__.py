@@ -1,0 +1,1 @@
+"""The storey of the web pages; nothing stands on it yet."""
