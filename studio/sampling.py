@@ -86,6 +86,7 @@ def sample(request: Request, console: Console) -> Path:
     device = pick_device(None)
     base = load_base(name, device=device, dtype=pick_dtype("auto", device))
     _follow_schedule(base, [one.file.card for one in loaded], console)
+    base.set_schedule(*_common_schedule(loaded))
     out = request.out or next_free(PICTURES, slug(request.prompts[0]))
     with ExitStack() as stack:
         for one in loaded:
@@ -131,6 +132,17 @@ def _common_base(loaded: Sequence[_Loaded]) -> str:
             f"These adapters were made on different bases: {', '.join(bases)}.", "Choose one with --base."
         )
     return bases[0] if bases else "embedded"
+
+
+def _common_schedule(loaded: Sequence[_Loaded]) -> tuple[str, bool]:
+    """How the adapters were trained to denoise (Base.set_schedule); without any, as the base was."""
+    ways = list(dict.fromkeys((one.file.card.prediction_type, one.file.card.zero_terminal_snr) for one in loaded))
+    if len(ways) > 1:
+        raise UserInputError(
+            "These adapters predict different things (prediction_type or zero_terminal_snr differ).",
+            "Draw with those that agree; studio info FILE tells what each was trained for.",
+        )
+    return ways[0] if ways else ("auto", False)
 
 
 def prompt_warnings(prompts: Sequence[str], files: Sequence[AdapterFile]) -> Iterator[str]:

@@ -116,7 +116,7 @@ def assemble(tables: CaptionTables, rows: Tensor, triggers: Tensor, trigger_leng
     `triggers` [B, TRIGGER_TOKENS] are made-up words before the first concept; their lengths may be 0.
     Captions that are too long lose their end, as a tokenizer's truncation does.
     """
-    batch, slots = rows.shape
+    batch = len(rows)
     tokens, lengths = tables.tokens[rows], tables.lengths[rows].clone()
     place = SLOTS.index("trigger")
     tokens[:, place, :TRIGGER_TOKENS] = triggers

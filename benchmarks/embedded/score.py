@@ -18,12 +18,19 @@ from benchmarks.embedded.config import PICTURE
 
 STEPS, GUIDANCE = 25, 4.5
 SHOWN = (
-    "a noto octopus on a blue background", "a twemoji dog on a red background", "a fluent 3d rocket on a yellow background",
-    "a noto v1 house on a green background", "a twemoji cat on the left and a guitar on the right on a white background",
-    "a noto red apple next to an automobile on a purple background", "a fluent 3d bear on the left and a hamburger on the right on a cyan background",
-    "a small fluent color fox in the top right corner on a pink background", "a photo of a robot", "a big noto lion on a black background",
-    "a fluent flat teddy bear on an orange background", "a sks octopus on a gray background",
-)  # fmt: skip
+    "a noto octopus on a blue background",
+    "a twemoji dog on a red background",
+    "a fluent 3d rocket on a yellow background",
+    "a noto v1 house on a green background",
+    "a twemoji cat on the left and a guitar on the right on a white background",
+    "a noto red apple next to an automobile on a purple background",
+    "a fluent 3d bear on the left and a hamburger on the right on a cyan background",
+    "a small fluent color fox in the top right corner on a pink background",
+    "a photo of a robot",
+    "a big noto lion on a black background",
+    "a fluent flat teddy bear on an orange background",
+    "a sks octopus on a gray background",
+)
 
 
 @dataclass(frozen=True)

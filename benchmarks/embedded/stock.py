@@ -14,10 +14,8 @@ from benchmarks.embedded.concepts import distinctive_tags, held_out_concepts, na
 from benchmarks.embedded.data import HELD_OUT_STYLE, STYLES, Emoji, EmojiSet
 from benchmarks.embedded.scenes import Bank, SceneSampler, build_bank, compose
 
-_RESERVED = frozenset(
-    " ".join([*COLORS, *STYLE_WORDS]).split()
-    + "left right top bottom center corner next small big tiny large huge side wall background photo picture".split()
-)
+_WORDS = "left right top bottom center corner next small big tiny large huge side wall background photo picture"
+_RESERVED = frozenset(" ".join([*COLORS, *STYLE_WORDS, _WORDS]).split())
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def train_vae(
 
 @torch.no_grad()
 def normalise(vae: AutoencoderKL, image: Tensor) -> None:
-    """Folds each latent channel's mean and deviation into the 1×1 convolutions: latents come out zero-mean, unit-std."""
+    """Folds each latent channel's mean and deviation into the 1×1 convolutions, so that latents are standardised."""
     mean = torch.cat([encode(vae, part)[0] for part in image.split(64)])
     shift, scale = mean.mean((0, 2, 3)), mean.std((0, 2, 3))
     into, back = vae.quant_conv, vae.post_quant_conv

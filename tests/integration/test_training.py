@@ -44,7 +44,7 @@ def last(events: list, kind: type):
 def test_training_lowers_the_loss_on_noise_it_never_saw(pictures: Path, cache: Path, tmp_path: Path, method: str):
     config = quick_config(pictures, adapter={"method": method, "rank": 8}, steps=40, batch_size=2)
     validated = last(run(config, tmp_path, cache), Validated)
-    assert validated.loss < 0.9 * validated.base_loss
+    assert validated.loss < 0.95 * validated.base_loss
 
 
 def test_the_first_validation_is_the_bare_base_s(pictures: Path, cache: Path, tmp_path: Path):

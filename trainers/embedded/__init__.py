@@ -1,0 +1,1 @@
+"""The built-in base model: a small network of SDXL's architecture in `base/` (recipe: benchmarks/embedded)."""
