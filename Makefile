@@ -4,9 +4,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO := runs/demo
-export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint format types docs clean
+.PHONY: demo test lint format docs clean
 
 .venv/.app: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -19,9 +18,9 @@ export OMP_NUM_THREADS ?= 1
 
 demo: .venv/.app
 	rm -rf $(DEMO)
-	OMP_NUM_THREADS=2 $(BIN)/studio train examples/octopus --trigger sks --class octopus --preset balanced --out $(DEMO)
-	OMP_NUM_THREADS=2 $(BIN)/studio sample $(DEMO)/adapter.safetensors --out $(DEMO)/pictures -n 2 --seed 1 \
-	  --prompt "a photo of a sks octopus" --prompt "a photo of a sks octopus next to a house"
+	$(BIN)/studio train examples/octopus --trigger sks --class octopus --preset balanced --out $(DEMO)
+	$(BIN)/studio sample $(DEMO) --out $(DEMO)/pictures -n 4 --seed 1 \
+	  --prompt "a photo of a sks octopus" --prompt "a sks octopus next to a house"
 	@echo "The pictures: $(DEMO)/pictures/grid.png"
 
 lint: .venv/.dev
@@ -31,7 +30,7 @@ lint: .venv/.dev
 	$(BIN)/pyright --project pyproject.toml --pythonpath $(BIN)/python
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 format: .venv/.dev
 	$(BIN)/ruff format .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -195,5 +196,10 @@ def _print(lines: Any) -> None:
 
 
 def main() -> None:
-    """The console script."""
+    """The console script.
+
+    Half the cores unless OMP_NUM_THREADS says otherwise: on two cores a second thread makes a step of the embedded base
+    a sixth faster, but three to fifteen times slower as soon as anything else runs, since threads wait for each other.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
     app(prog_name="studio")

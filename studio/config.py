@@ -112,6 +112,10 @@ def file_layer(path: Path) -> Layer:
 
 
 def _anchor_paths(values: Values, folder: Path) -> None:
+    """Relative paths mean what they mean where they are written: a run may be resumed from anywhere."""
+    base = values.get("base")
+    if isinstance(base, str) and base != "embedded" and (path := folder / Path(base).expanduser()).exists():
+        values["base"] = str(path)
     for group in ("data", "prior"):
         section = values.get(group)
         if isinstance(section, dict) and isinstance(section.get("folder"), str):
@@ -130,6 +134,7 @@ def set_layer(assignments: Sequence[str]) -> Layer:
         except yaml.YAMLError:
             value = text
         put(values, key.strip(), value)
+    _anchor_paths(values, Path.cwd())
     return Layer("--set", values)
 
 
@@ -155,6 +160,7 @@ def flags_layer(flags: Mapping[str, Any]) -> Layer:
     for key, value in flags.items():
         if value is not None:
             put(values, key, value)
+    _anchor_paths(values, Path.cwd())
     return Layer("the command line", values)
 
 

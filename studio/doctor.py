@@ -30,8 +30,8 @@ _EXTRAS = {
     "xformers": ("gpu", "xformers' attention"),
     "gradio": ("ui", "the web pages"),
 }
-_SDXL_GIB = {"best": 22.0, "balanced": 15.0, "low-memory": 9.5}
-"""GPU memory in GiB from which a preset is advised for SDXL at 1024 px; includes room for the desktop."""
+_SDXL_GIB = {"best": 23.0, "balanced": 11.5, "low-memory": 9.5}
+"""GPU memory in GiB from which a preset is advised for SDXL at 1024 px: docs/measurements.md and some room."""
 _SDXL_DISK_GIB = 8.0
 
 

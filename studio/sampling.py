@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from adapters.errors import MissingError, UnknownNameError, UserInputError
-from adapters.files import AdapterCard, AdapterFile, attach_file, load_adapter
+from adapters.files import AdapterFile, attach_file, load_adapter
 from studio import __version__
 from studio.paths import next_free, slug
 from studio.recipe import AdapterUse, Recipe, save_png
@@ -80,13 +80,12 @@ def sample(request: Request, console: Console) -> Path:
     if request.scheduler not in SCHEDULERS:
         raise UnknownNameError("scheduler", request.scheduler, list(SCHEDULERS))
     loaded = _load(request)
-    name = request.base or _common_base(loaded)
+    name, schedule = request.base or _common_base(loaded), _common_schedule(loaded)
     for warning in prompt_warnings(request.prompts, [one.file for one in loaded]):
         _warn(console, warning)
     device = pick_device(None)
     base = load_base(name, device=device, dtype=pick_dtype("auto", device))
-    _follow_schedule(base, [one.file.card for one in loaded], console)
-    base.set_schedule(*_common_schedule(loaded))
+    base.set_schedule(*schedule)
     out = request.out or next_free(PICTURES, slug(request.prompts[0]))
     with ExitStack() as stack:
         for one in loaded:
@@ -101,15 +100,6 @@ def sample(request: Request, console: Console) -> Path:
 
 def _warn(console: Console, text: str) -> None:
     console.print(f"Warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-
-
-def _follow_schedule(base: Base, cards: Sequence[AdapterCard], console: Console) -> None:
-    """Sample as the adapters were trained to, where that is not how the base was."""
-    schedules = list(dict.fromkeys((card.prediction_type, card.zero_terminal_snr) for card in cards if card.base_hash))
-    if len(schedules) > 1:
-        _warn(console, "These adapters were trained for different noise schedules; the first one's is used.")
-    if schedules and schedules[0] != (base.prediction_type, False):
-        base.set_schedule(*schedules[0])
 
 
 def _load(request: Request) -> list[_Loaded]:
@@ -136,7 +126,8 @@ def _common_base(loaded: Sequence[_Loaded]) -> str:
 
 def _common_schedule(loaded: Sequence[_Loaded]) -> tuple[str, bool]:
     """How the adapters were trained to denoise (Base.set_schedule); without any, as the base was."""
-    ways = list(dict.fromkeys((one.file.card.prediction_type, one.file.card.zero_terminal_snr) for one in loaded))
+    cards = [one.file.card for one in loaded if one.file.card.base_hash]
+    ways = list(dict.fromkeys((card.prediction_type, card.zero_terminal_snr) for card in cards))
     if len(ways) > 1:
         raise UserInputError(
             "These adapters predict different things (prediction_type or zero_terminal_snr differ).",

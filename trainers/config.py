@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
 from adapters.base import AdapterSpec
 from adapters.registry import make_spec, parse_spec
@@ -26,6 +26,12 @@ class TargetConfig(BaseModel):
     )
     text_encoder: str = Field(default="none", description="layers of the first text encoder (CLIP-L)")
     text_encoder_2: str = Field(default="none", description="layers of the second text encoder (OpenCLIP bigG)")
+
+    @model_validator(mode="after")
+    def _something_learns(self) -> TargetConfig:
+        if not self.chosen():
+            raise ValueError("nothing would learn: name layers of unet, text_encoder or text_encoder_2")
+        return self
 
     def chosen(self) -> dict[str, str]:
         """Component name → target, without the parts that stay frozen."""
@@ -81,7 +87,7 @@ class TrainConfig(BaseModel):
     precision: Precision = Field(default="auto", description="auto: bf16 or fp16 on a GPU, fp32 on a CPU")
     ema_decay: float = Field(default=0.0, ge=0, lt=1, description="moving average of the adapter that is saved; 0: off")
     seed: int = Field(default=0, ge=0, description="decides noise, order, crops and the adapter's start")
-    save_every: int = Field(default=0, ge=0, description="checkpoint every so many steps; 0: only at the end")
+    save_every: int = Field(default=100, ge=0, description="checkpoint every so many steps; 0: only at the end")
     keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints kept")
     validate_every: int = Field(default=0, ge=0, description="validation loss every so many steps; 0: start and end")
     validation_levels: int = Field(default=4, ge=0, description="timesteps of the validation loss; 0: no validation")
@@ -96,7 +102,7 @@ class TrainConfig(BaseModel):
         whole = self.model_dump(mode="json")
         for name in ("sample", "save_every", "keep_checkpoints", "validate_every", "validation_levels"):
             del whole[name]
-        del whole["data"]["folder"]
+        del whole["data"]["folder"], whole["prior"]["folder"]
         if not self.optim.depends_on_steps:
             del whole["steps"]
         return whole

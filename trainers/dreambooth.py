@@ -21,7 +21,7 @@ from trainers.dataset import BucketTensors, Item
 from trainers.events import Event, Note, Progress
 from trainers.sdxl import Base, generate
 from trainers.seeds import derive_seed
-from trainers.text import FrozenText, LiveText, TextSource, TextStates, split_tokens
+from trainers.text import FrozenText, LiveText, TextSource, TextStates, split_tokens, token_count
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,32 @@ def prepare(base: Base, config: TrainConfig, cache: TensorCache) -> Iterator[Eve
         if config.prior.folder is None:  # an earlier run may have wanted more
             found = found[: config.prior.pictures]
         items += dataset.plan_prior_items(found, prompt, in_use, flip=config.data.flip, seed=config.seed)
+    yield from long_caption_notes(base, dataset.text_table(items))
     tensors, table = yield from _encode_items(base, items, config, cache)
     text = _text_source(base, config, table, cache)
     yield TrainingData(tensors, text, dataset.manifest(items), len(pictures))
 
 
 def trigger_notes(base: Base, captions: CaptionConfig) -> Iterator[Note]:
-    """A warning where the trigger is many tokens (it is learnt less sharply) or an ordinary word of the base."""
+    """A warning where the trigger is many tokens: it is learnt less sharply."""
     pieces = split_tokens(base.pipe.tokenizer, captions.trigger)
     if len(pieces) > 3:
         yield Note(
             level="warning",
             text=f'The trigger "{captions.trigger}" is {len(pieces)} tokens for this base ({" · ".join(pieces)}); '
             "a short made-up word such as sks, zwx or ohwx is learnt more sharply.",
+        )
+
+
+def long_caption_notes(base: Base, captions: list[str]) -> Iterator[Note]:
+    """A warning where captions are longer than the text encoders read."""
+    room = base.pipe.tokenizer.model_max_length - 2
+    long = [caption for caption in captions if token_count(base.pipe.tokenizer, caption) > room]
+    if long:
+        yield Note(
+            level="warning",
+            text=f"{len(long)} captions are longer than the {room} tokens that this base reads; the rest is cut off, "
+            f'first: "{long[0][:60]}…".',
         )
 
 
@@ -81,7 +94,8 @@ def class_pictures(
     """The folder of class pictures; those that are missing are made by the bare base and kept for the next run."""
     if config.prior.folder is not None:
         return Path(config.prior.folder)
-    slug = hashlib.sha256(f"{base.hash}/{prompt}/{in_use}".encode()).hexdigest()[:16]
+    way = (base.prediction_type, config.sample.inference_steps, config.sample.guidance)
+    slug = hashlib.sha256(f"{base.hash}/{prompt}/{in_use}/{way}".encode()).hexdigest()[:16]
     folder = cache_root / "class-pictures" / slug
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [folder / f"{n:04d}.png" for n in range(config.prior.pictures)]

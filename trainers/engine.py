@@ -6,11 +6,15 @@ function of (weights, optimizer state, step). Nothing waits for the device: loss
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from adapters.inject import AdapterSet
 from trainers import objective
@@ -52,9 +56,23 @@ class Engine:
         self._velocity = scheduler.config["prediction_type"] == "v_prediction"
         on_gpu = self.device.type == "cuda"
         self.optimizer = build_optimizer(config.optim, parameter_groups(adapter, config), fused=on_gpu)
+        _switch(self.optimizer, "train")
         self.schedule = build_schedule(config.optim, self.optimizer, config.steps)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16 and on_gpu)
         self.average = MovingAverage(self.parameters, config.ema_decay) if config.ema_decay else None
+
+    @contextmanager
+    def as_saved(self) -> Generator[None]:
+        """The adapter as it is saved and shown: without dropout, and averaged where an average is kept."""
+        average = nullcontext() if self.average is None else self.average.applied()
+        self.adapter.eval()
+        _switch(self.optimizer, "eval")
+        try:
+            with average:
+                yield
+        finally:
+            _switch(self.optimizer, "train")
+            self.adapter.train()
 
     @property
     def learning_rate(self) -> float:
@@ -124,6 +142,8 @@ def parameter_groups(adapter: AdapterSet, config: TrainConfig) -> list[dict[str,
     return groups
 
 
-def finite(result: StepResult) -> bool:
-    """Whether the step's loss is a number (this waits for the device)."""
-    return bool(torch.isfinite(result.loss))
+def _switch(optimizer: Optimizer, mode: Literal["train", "eval"]) -> None:
+    """Schedule-free optimizers (arXiv 2405.15682) keep their average aside while they train."""
+    switch = getattr(optimizer, mode, None)
+    if callable(switch):
+        switch()

@@ -12,12 +12,11 @@ from trainers.seeds import derive_seed, generator_for
 def validation_loss(engine: Engine, seed: int, levels: int) -> float:
     """Mean unweighted loss over every subject picture at `levels` evenly spread timesteps.
 
-    Masks count, loss weights and caption dropout do not. The draw depends on `seed` only, not on the step.
+    Masks count, loss weights and dropout do not. The draw depends on `seed` only, not on the step.
     """
     last = engine.scheduler.config["num_train_timesteps"]
     total, count = 0.0, 0
     plan = engine.plan.reseeded(derive_seed(seed, "validation"))
-    engine.adapter.train(False)
     for number in range(plan.batches_per_epoch):
         batch = plan.batch(number).subject_only()
         rows = len(batch.latents)
@@ -28,7 +27,6 @@ def validation_loss(engine: Engine, seed: int, levels: int) -> float:
             timesteps = torch.full((rows,), timestep, device=engine.device)
             losses = engine.picture_losses(batch, noise, timesteps, torch.ones(rows, device=engine.device))
             total, count = total + float(losses.sum()), count + rows
-    engine.adapter.train(True)
     return total / count
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ from typing import Literal
 import psutil
 import torch
 
-from adapters.errors import DivergedError, MissingError
+from adapters.errors import DivergedError, MissingError, UserInputError
 from adapters.inject import AdapterSet, attach
 from trainers import checkpoint, dreambooth, samples
 from trainers.batches import BatchPlan
@@ -49,7 +49,7 @@ def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
         return named[precision]
     if device.type != "cuda":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def train(
@@ -73,18 +73,19 @@ def train(
         yield Note(level="warning", text=warning)
     yield Note(text=f"Loading the base {config.base} on {where}.")
     base = load_base(config.base, device=where, dtype=pick_dtype(config.precision, where))
+    _set_schedule(base, config)
     adapter = attach(base.components, config.adapter, config.targets.chosen(), config.seed)
     adapter.strength = 0.0
     data = yield from _prepared(base, config, cache or TensorCache())
     adapter.strength = 1.0
-    base.set_schedule(config.objective.prediction_type, config.objective.zero_terminal_snr)
-    identity = RunIdentity(base=config.base, base_hash=base.hash, config=config.decisive(), pictures=data.manifest)
+    decisive = config.decisive() | {"precision": str(base.dtype).removeprefix("torch.")}
+    identity = RunIdentity(base=config.base, base_hash=base.hash, config=decisive, pictures=data.manifest)
     if found is not None:
         checkpoint.check_identity(found, identity)
     dreambooth.free_encoders(base, config)
     run = _Run(config, out, base, adapter, _engine(base, adapter, data, config), identity, commands)
     if found is not None:
-        run.step = checkpoint.restore(run.engine, found)
+        run.restore(found)
     yield Started(
         step=run.step,
         steps=config.steps,
@@ -92,12 +93,13 @@ def train(
         pictures=data.pictures,
         base=base.name,
         device=str(where),
-        precision=str(base.dtype).removeprefix("torch."),
+        precision=decisive["precision"],
     )
     reason = yield from run.steps()
     path = None
     if reason == "done":
-        path = save_result(out, run.step, base, adapter, config, run.averaged())
+        with run.engine.as_saved():
+            path = save_result(out, run.step, base, adapter, config)
         yield Saved(step=run.step, path=path, final=True)
     adapter.detach()
     yield Finished(reason=reason, step=run.step, seconds=time.monotonic() - started, adapter=path)
@@ -108,6 +110,16 @@ def _latest(out: Path) -> checkpoint.Checkpoint:
     if found is None:
         raise MissingError(f"There is no checkpoint in {out} to resume from.", "Start it without --resume.")
     return found
+
+
+def _set_schedule(base: Base, config: TrainConfig) -> None:
+    objective = config.objective
+    base.set_schedule(objective.prediction_type, objective.zero_terminal_snr)
+    if objective.zero_terminal_snr and base.prediction_type == "epsilon":
+        raise UserInputError(
+            "zero_terminal_snr needs v-prediction, and this base predicts epsilon: pure noise tells nothing of itself.",
+            "Leave objective.zero_terminal_snr out, or set objective.prediction_type=v_prediction.",
+        )
 
 
 def _prepared(base: Base, config: TrainConfig, cache: TensorCache) -> Generator[Event, None, TrainingData]:
@@ -142,9 +154,14 @@ class _Run:
     _since: float = 0.0
     _base_loss: float | None = None
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """The adapter as it is saved and shown: its moving average where one is kept."""
-        return nullcontext() if self.engine.average is None else self.engine.average.applied()
+    def restore(self, found: checkpoint.Checkpoint) -> None:
+        """Go on from a checkpoint; UserInputError where it has more steps than are asked for."""
+        if found.step > self.config.steps:
+            raise UserInputError(
+                f"{self.out} has already done {found.step} steps; {self.config.steps} are asked for.",
+                f"Ask for {found.step} --steps or more, or start a new run with another --out.",
+            )
+        self.step = checkpoint.restore(self.engine, found)
 
     def steps(self) -> Generator[Event, None, Reason]:
         yield from self._validate()
@@ -157,35 +174,41 @@ class _Run:
             command = self.commands()
             if self._due(1 if self.engine.device.type == "cpu" else 10) or command is not None:
                 yield self._report()
-            stop = command in ("cancel", "pause")
+            finished = self.step == self.config.steps
+            stop = command in ("cancel", "pause") and not finished
             if stop or command == "save" or self._due(self.config.save_every):
                 yield self._save()
             if stop:
                 return "cancelled" if command == "cancel" else "paused"
-            yield from self._look(command)
+            if not finished:
+                yield from self._look(command)
+        yield from self._validate()
+        yield from self._sample()
         return "done"
 
     def _due(self, every: int) -> bool:
         return (every > 0 and self.step % every == 0) or self.step == self.config.steps
 
     def _look(self, command: Command | None) -> Iterator[Event]:
-        last = self.step == self.config.steps
         before = time.perf_counter()
-        if last or (self.config.validate_every and self.step % self.config.validate_every == 0):
+        if self.config.validate_every and self.step % self.config.validate_every == 0:
             yield from self._validate()
-        wanted = self.config.sample.every and self.step % self.config.sample.every == 0
-        if self.config.sample.count and (last or wanted or command == "sample"):
-            with self.averaged():
+        if command == "sample" or (self.config.sample.every and self.step % self.config.sample.every == 0):
+            yield from self._sample()
+        self._since += time.perf_counter() - before
+
+    def _sample(self) -> Iterator[Event]:
+        if self.config.sample.count:
+            with self.engine.as_saved():
                 yield from samples.draw(self.base, self.config, self.out, self.step)
             dreambooth.free_encoders(self.base, self.config)
-        self._since += time.perf_counter() - before
 
     def _report(self) -> Stepped:
         """Read the losses since the last report (the only place that waits for the device) and judge them."""
         loss = float(torch.stack([result.loss for result in self._window]).mean())
         norm = float(self._window[-1].grad_norm)
         scaling = self.engine.scaler.is_enabled()
-        if loss != loss or (norm != norm and not scaling):
+        if not math.isfinite(loss) or not (math.isfinite(norm) or scaling):
             raise self._diverged()
         now = time.perf_counter()
         seconds, self._since = (now - self._since) / len(self._window), now
@@ -219,10 +242,11 @@ class _Run:
         if levels == 0:
             return
         if self._base_loss is None:
-            self._base_loss = base_validation_loss(self.engine, self.config.seed, levels)
+            with self.engine.as_saved():
+                self._base_loss = base_validation_loss(self.engine, self.config.seed, levels)
         loss = self._base_loss
         if self.step > 0:  # before, every method is the identity, bit for bit
-            with self.averaged():
+            with self.engine.as_saved():
                 loss = validation_loss(self.engine, self.config.seed, levels)
         yield Validated(step=self.step, loss=loss, base_loss=self._base_loss)
 

@@ -99,17 +99,18 @@ def snr_weight(
 ) -> Float[Tensor, " b"]:
     """Loss weight a timestep: min-SNR-γ (arXiv 2303.09556, eq. 8), debiased (arXiv 2310.08442, eq. 10), or 1.
 
-    An error in ε of size e is an error in v of size e/sqrt(SNR+1)·…: for a v target the min-SNR weight is
-    min(SNR, γ)/(SNR+1), for ε it is min(SNR, γ)/SNR. A weight at SNR 0 is finite in both.
+    Both are defined on ε's error. At a given x_t, e_ε² = ᾱ·e_v² with ᾱ = SNR/(SNR+1), so a v target's weight is that
+    much smaller. Finite at SNR 0.
     """
     alpha = alphas_cumprod.to(timesteps.device)[timesteps].float()
     snr = alpha / (1 - alpha)
     if config.min_snr_gamma is not None:
-        capped = snr.clamp(max=config.min_snr_gamma)
-        return capped / (snr + 1) if velocity else capped / snr.clamp(min=1e-8)
-    if config.debiased:
-        return snr.clamp(1e-3, 1e3).rsqrt()
-    return torch.ones_like(snr)
+        weight = snr.clamp(max=config.min_snr_gamma) / snr.clamp(min=1e-8)
+    elif config.debiased:
+        weight = snr.clamp(1e-3, 1e3).rsqrt()
+    else:
+        return torch.ones_like(snr)
+    return weight * alpha if velocity else weight
 
 
 def prediction_target(

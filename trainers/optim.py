@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -44,12 +44,26 @@ class OptimConfig(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict, description="further arguments of the optimizer's class")
 
     @property
+    def finds_its_rate(self) -> bool:
+        """Prodigy and D-Adaptation estimate one rate for all groups; a learning rate only multiplies it."""
+        return self.name.lower().startswith(("prodigy", "dadapt"))
+
+    @model_validator(mode="after")
+    def _one_rate_where_it_is_found(self) -> OptimConfig:
+        own = {self.text_encoder_learning_rate, self.text_encoder_2_learning_rate} - {None, self.learning_rate}
+        if self.finds_its_rate and own:
+            raise ValueError(f"{self.name} finds one learning rate for all parts: leave the text encoders' out")
+        return self
+
+    @property
     def depends_on_steps(self) -> bool:
         """Whether the learning rate at a step depends on how many steps there are in all."""
         return self.schedule not in ("constant", "constant_with_warmup")
 
     def rate_for(self, component: str) -> float:
         """Base learning rate of "unet", "text_encoder" or "text_encoder_2"."""
+        if self.finds_its_rate:
+            return self.learning_rate
         first = self.text_encoder_learning_rate or self.learning_rate / 2
         rates = {"unet": self.learning_rate, "text_encoder": first}
         return rates.get(component, self.text_encoder_2_learning_rate or first)
@@ -93,20 +107,30 @@ def build_optimizer(config: OptimConfig, groups: list[dict[str, Any]], *, fused:
             raise UnknownNameError(f"option of {optimizer.__name__}", option, list(accepted))
     if "weight_decay" in accepted:
         options.setdefault("weight_decay", config.weight_decay)
-    if fused and "fused" in accepted:
+    if _needs_closure(optimizer):
+        raise UserInputError(
+            f"{optimizer.__name__} evaluates the loss several times a step, which this trainer does not do.",
+            "Choose another optimizer, such as AdamW or Prodigy.",
+        )
+    if fused and "fused" in accepted and not {"foreach", "differentiable"} & set(options):
         options.setdefault("fused", True)
     make = cast(Any, optimizer)
     try:
         return make(groups, lr=config.learning_rate, **options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise UserInputError(
             f"{optimizer.__name__} refused its options: {error}", "Check --set optim.options.…"
         ) from error
 
 
+def _needs_closure(optimizer: type[Optimizer]) -> bool:
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
 def rate_warning(config: OptimConfig) -> str | None:
     """A sentence where an optimizer that finds its own rate is given a rate that stops it."""
-    if not config.name.lower().startswith(("prodigy", "dadapt")) or config.learning_rate >= 0.1:
+    if not config.finds_its_rate or config.learning_rate >= 0.1:
         return None
     return (
         f"{config.name} finds its learning rate itself and multiplies it by {config.learning_rate:g}; "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,9 +28,8 @@ def save_result(
     base: Base,
     adapter: AdapterSet,
     config: TrainConfig,
-    averaged: AbstractContextManager[None],
 ) -> Path:
-    """Write `out`/adapter.safetensors, with the moving average where one is kept."""
+    """Write `out`/adapter.safetensors from the adapter as it stands."""
     card = AdapterCard(
         base=base.name,
         base_hash=base.hash,
@@ -46,6 +44,5 @@ def save_result(
         studio_version=product_version(),
     )
     path = out / ADAPTER_NAME
-    with averaged:
-        save_adapter(path, adapter, card)
+    save_adapter(path, adapter, card)
     return path

@@ -176,7 +176,11 @@ def generate(
         raise UserInputError(
             f"A picture of {width}×{height} does not fit this base.", f"Sides must be multiples of {base.size_step}."
         )
-    pipe = StableDiffusionXLPipeline(**{**base.pipe.components, "scheduler": make_scheduler(base, scheduler)})
+    pipe = StableDiffusionXLPipeline(
+        **{**base.pipe.components, "scheduler": make_scheduler(base, scheduler)},
+        force_zeros_for_empty_prompt=base.pipe.config["force_zeros_for_empty_prompt"],
+        add_watermarker=False,
+    )
     pipe.set_progress_bar_config(disable=True)
     for start in range(0, len(prompts), batch_size):
         texts, numbers = list(prompts[start : start + batch_size]), seeds[start : start + batch_size]

@@ -67,7 +67,7 @@ def load_pipeline(source: Source, dtype: torch.dtype) -> StableDiffusionXLPipeli
     try:
         if source.path.is_dir():
             return StableDiffusionXLPipeline.from_pretrained(
-                source.path, dtype=dtypes, variant=source.variant, local_files_only=True
+                source.path, dtype=dtypes, variant=source.variant, local_files_only=True, use_safetensors=True
             )
         return _load_single_file(source, dtypes)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -84,8 +84,13 @@ def _folder(folder: Path) -> Source:
         raise FileFormatError(f"{index} cannot be read.", _FIX) from error
     if not kind.startswith("StableDiffusionXL"):
         raise MismatchError(f"The base {folder} is a {kind}, not Stable Diffusion XL.", "Choose an SDXL base.")
-    half = any((folder / "unet").glob("*.fp16.safetensors"))
-    return Source(folder, folder, "fp16" if half else None)
+    for variant, suffix in (("fp16", ".fp16.safetensors"), (None, ".safetensors")):
+        if all(any((folder / part).glob(f"*{suffix}")) for part in TRAINED_PARTS):
+            return Source(folder, folder, variant)
+    raise FileFormatError(
+        f"The base {folder} lacks .safetensors weights for {', '.join(TRAINED_PARTS)}.",
+        "Get the version with safetensors (.bin files can run code when they are opened).",
+    )
 
 
 def _single_file(path: Path) -> Source:
@@ -110,6 +115,13 @@ def _load_single_file(source: Source, dtypes: dict[str, torch.dtype]) -> StableD
         tokenizer_2=_tokenizer(source.layout, "tokenizer_2", "!"),
     )
     pipeline.vae.to(dtypes["vae"])
+    with safe_open(source.path, framework="pt") as file:
+        marks = {"v_pred", "ztsnr"} & set(file.keys())  # how v-prediction checkpoints say what they are
+    if marks:
+        changes: dict[str, Any] = {"prediction_type": "v_prediction"}
+        if "ztsnr" in marks:
+            changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **changes)
     return pipeline
 
 

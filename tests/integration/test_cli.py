@@ -22,7 +22,18 @@ from tests.support import BASE, adapter_tensors, make_pictures
 from trainers.events import Command, Finished, Started, Stepped
 from trainers.sdxl import Base
 
-FAST = ["--base", BASE, "--set", "sample.count=1", "--set", "sample.inference_steps=2", "--set", "data.crop_variants=1"]
+FAST = [
+    "--preset",
+    "quick",
+    "--base",
+    BASE,
+    "--set",
+    "sample.count=1",
+    "--set",
+    "sample.inference_steps=2",
+    "--set",
+    "data.crop_variants=1",
+]
 DRAW = ["--prompt", "a photo of a sks octopus", "--steps", "2", "-n", "2"]
 
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from studio.cli import app
 from tests.support import BASE, make_pictures
 
-FAST = ["--base", BASE, "--steps", "1", "--set", "sample.count=0", "--set", "data.crop_variants=1"]
+FAST = ["--preset", "quick", "--base", BASE, "--steps", "1", "--set", "sample.count=0", "--set", "data.crop_variants=1"]
 
 
 def studio(*arguments: str | Path) -> Result:

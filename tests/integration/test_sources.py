@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from adapters.errors import FileFormatError, MismatchError, MissingError
 from tests.sgm import save_single_file
@@ -47,6 +47,21 @@ def test_a_folder_elsewhere_is_the_same_base(base: Base, tmp_path: Path):
     folder = tmp_path / "copy"
     base.pipe.save_pretrained(folder)
     assert alike(load_base(str(folder)), base)
+
+
+def test_a_checkpoint_that_says_so_predicts_velocity(base: Base, tmp_path: Path):
+    file = save_single_file(base.pipe, tmp_path / "v.safetensors")
+    save_file({**load_file(file), "v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, file)
+    single = load_base(str(file))
+    assert single.prediction_type == "v_prediction" and single.pipe.scheduler.config["rescale_betas_zero_snr"]
+
+
+def test_a_folder_without_safetensors_is_refused(base: Base, tmp_path: Path):
+    base.pipe.save_pretrained(tmp_path)
+    for weights in (tmp_path / "text_encoder").glob("*.safetensors"):
+        weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(FileFormatError, match=r"lacks \.safetensors"):
+        load_base(str(tmp_path))
 
 
 def test_a_hub_id_is_downloaded_and_loaded_like_a_folder(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
 
-from adapters.errors import DivergedError, MismatchError, MissingError
+from adapters.errors import DivergedError, MismatchError, MissingError, UserInputError
 from adapters.files import attach_file, load_adapter
 from tests.support import BASE, adapter_tensors, make_pictures, quick_config, run
 from trainers.config import TrainConfig
@@ -163,6 +165,50 @@ def test_more_steps_may_be_asked_for_when_the_rate_does_not_depend_on_them(pictu
     run(quick_config(pictures, steps=4), tmp_path / "longer", cache, resume=True)
     run(quick_config(pictures, steps=4), tmp_path / "whole", cache)
     assert same(tmp_path / "longer", tmp_path / "whole")
+
+
+def test_fewer_steps_than_done_are_refused(pictures: Path, cache: Path, tmp_path: Path):
+    run(quick_config(pictures, steps=3, save_every=1), tmp_path, cache)
+    with pytest.raises(UserInputError, match="already done 3 steps"):
+        run(quick_config(pictures, steps=2), tmp_path, cache, resume=True)
+
+
+def test_a_pause_at_the_last_step_ends_the_run(pictures: Path, cache: Path, tmp_path: Path):
+    events = run(quick_config(pictures, steps=1), tmp_path, cache, commands=lambda: "pause")
+    assert last(events, Finished).reason == "done"
+
+
+def test_zero_terminal_snr_on_a_base_that_predicts_noise_is_refused(pictures: Path, cache: Path, tmp_path: Path):
+    with pytest.raises(UserInputError, match="v-prediction"):
+        run(quick_config(pictures, objective={"zero_terminal_snr": True}), tmp_path, cache)
+
+
+def test_nothing_to_learn_is_refused(pictures: Path):
+    with pytest.raises(ValidationError, match="nothing would learn"):
+        quick_config(pictures, targets={"unet": "none"})
+
+
+def test_a_schedule_free_optimizer_is_saved_as_its_average(pictures: Path, cache: Path, tmp_path: Path):
+    config = quick_config(pictures, steps=6, optim={"name": "ScheduleFreeAdamW", "learning_rate": 1e-2}, save_every=6)
+    run(config, tmp_path, cache)
+    saved = adapter_tensors(tmp_path / "adapter.safetensors")
+    while_training = load_file(tmp_path / "checkpoints" / "step-000006.safetensors")
+    assert any(not torch.equal(tensor, while_training[f"adapter/{name}"]) for name, tensor in saved.items())
+
+
+def test_captions_longer_than_the_encoders_read_are_pointed_out(cache: Path, tmp_path: Path):
+    folder = make_pictures(tmp_path / "pictures", count=1)
+    (folder / "0.txt").write_text("a sks octopus " + "with a very long story " * 12)
+    notes = [e.text for e in run(quick_config(folder, steps=1), tmp_path / "out", cache) if isinstance(e, Note)]
+    assert any("longer than the 38 tokens" in note for note in notes)
+
+
+def test_a_norm_that_is_infinite_survives_the_log():
+    """Under fp16 the first steps may overflow; the loss scaler skips them."""
+    event = Stepped(
+        step=1, steps=2, loss=0.5, learning_rate=1e-4, grad_norm=float("inf"), seconds_per_step=1, memory_bytes=1
+    )
+    assert parse_event(event.model_dump_json()) == event
 
 
 def test_resuming_nothing_is_refused(pictures: Path, cache: Path, tmp_path: Path):

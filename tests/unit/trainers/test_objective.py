@@ -107,3 +107,12 @@ def test_a_masked_position_does_not_count():
     mask = torch.tensor([[[[4.0, 0.0], [0.0, 0.0]]]])
     errors[:, :, 1, 1] = 1e6
     assert objective.picture_losses(errors, mask, torch.ones(1)).item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("options", [{"min_snr_gamma": 5}, {"debiased": True}])
+def test_a_weight_means_the_same_error_whichever_target_is_predicted(options: dict[str, object]):
+    """e_ε² = ᾱ·e_v² at a given noisy latent, so w_v = ᾱ·w_ε."""
+    alpha = scheduler(ObjectiveConfig()).alphas_cumprod[TIMESTEPS]
+    epsilon = weight(ObjectiveConfig(**options))
+    velocity = weight(ObjectiveConfig(**options, prediction_type="v_prediction"))
+    assert relative_error(velocity, alpha * epsilon) < FP32

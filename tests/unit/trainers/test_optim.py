@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from adapters.errors import UnknownNameError, UserInputError
@@ -89,3 +90,15 @@ def test_a_rate_that_stops_a_rate_finding_optimizer_is_pointed_out():
     assert "1.0" in (rate_warning(OptimConfig(name="Prodigy", learning_rate=1e-4)) or "")
     assert rate_warning(OptimConfig(name="Prodigy", learning_rate=1.0)) is None
     assert rate_warning(OptimConfig(name="AdamW", learning_rate=1e-4)) is None
+
+
+def test_an_optimizer_that_finds_one_rate_gets_one_rate():
+    config = OptimConfig(name="Prodigy", learning_rate=1.0)
+    assert {config.rate_for(part) for part in ("unet", "text_encoder", "text_encoder_2")} == {1.0}
+    with pytest.raises(ValidationError, match="one learning rate"):
+        OptimConfig(name="Prodigy", learning_rate=1.0, text_encoder_learning_rate=0.5)
+
+
+def test_an_optimizer_that_needs_the_loss_again_is_refused():
+    with pytest.raises(UserInputError, match="several times a step"):
+        build_optimizer(OptimConfig(name="LBFGS"), groups())
