@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from adapters.atomic import atomic_path
+from adapters.errors import UserInputError
 from trainers import dataset, images
 from trainers.buckets import Bucket
 from trainers.cache import TensorCache, encode_texts
@@ -84,8 +86,12 @@ def class_prompt(config: TrainConfig) -> str:
     if config.prior.prompt is not None:
         return config.prior.prompt
     captions = config.data.captions
+    if not captions.class_word:
+        raise UserInputError(
+            "Prior preservation needs to know what the subject is.", "Give --class, or set prior.weight=0."
+        )
     words = captions.template.replace("{trigger}", "").replace("{class}", captions.class_word)
-    return " ".join(words.split())
+    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", " ".join(words.split()))
 
 
 def class_pictures(

@@ -98,8 +98,7 @@ def train(
     reason = yield from run.steps()
     path = None
     if reason == "done":
-        with run.engine.as_saved():
-            path = save_result(out, run.step, base, adapter, config)
+        path = run.save_result()
         yield Saved(step=run.step, path=path, final=True)
     adapter.detach()
     yield Finished(reason=reason, step=run.step, seconds=time.monotonic() - started, adapter=path)
@@ -162,6 +161,10 @@ class _Run:
                 f"Ask for {found.step} --steps or more, or start a new run with another --out.",
             )
         self.step = checkpoint.restore(self.engine, found)
+
+    def save_result(self) -> Path:
+        with self.engine.as_saved():
+            return save_result(self.out, self.step, self.base, self.adapter, self.config)
 
     def steps(self) -> Generator[Event, None, Reason]:
         yield from self._validate()

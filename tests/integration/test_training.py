@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 from adapters.errors import DivergedError, MismatchError, MissingError, UserInputError
 from adapters.files import attach_file, load_adapter
 from tests.support import BASE, adapter_tensors, make_pictures, quick_config, run
+from tests.tolerances import relative_error
 from trainers.config import TrainConfig
+from trainers.dreambooth import class_prompt
 from trainers.engine import Engine, StepResult
 from trainers.events import Command, Finished, Note, Saved, Started, Stepped, Validated, parse_event
 from trainers.sdxl import Base, generate, load_base
@@ -271,10 +273,24 @@ def test_prior_preservation_makes_its_class_pictures_once(pictures: Path, cache:
     assert len(first) == 2 and not again
 
 
-def test_accumulated_batches_weigh_like_one_large_batch(pictures: Path, cache: Path, tmp_path: Path):
-    """Two batches of 1 seen as one step: the mean loss of the same draws, one optimizer step."""
-    events = run(quick_config(pictures, steps=2, gradient_accumulation=3), tmp_path, cache)
-    assert last(events, Stepped).step == 2
+def test_the_class_prompt_is_the_template_without_the_trigger(pictures: Path):
+    assert class_prompt(quick_config(pictures)) == "a photo of an octopus"
+
+
+def test_prior_preservation_without_a_class_is_refused(pictures: Path, cache: Path, tmp_path: Path):
+    nameless = {"folder": pictures, "captions": {"trigger": "sks"}}
+    with pytest.raises(UserInputError, match="what the subject is"):
+        run(quick_config(pictures, data=nameless, prior={"weight": 1.0}), tmp_path, cache)
+
+
+def test_accumulated_batches_are_averaged_into_one_step(pictures: Path, cache: Path, tmp_path: Path):
+    """At a rate so small that the weights stand still, two steps move twice as far as one over both batches."""
+    still = {"name": "SGD", "learning_rate": 1e-6, "weight_decay": 0.0, "max_grad_norm": 0}
+    run(quick_config(pictures, optim=still, steps=1, gradient_accumulation=2), tmp_path / "one", cache)
+    run(quick_config(pictures, optim=still, steps=2), tmp_path / "two", cache)
+    one, two = (adapter_tensors(tmp_path / name / "adapter.safetensors") for name in ("one", "two"))
+    moved = [name for name in one if name.endswith("up")]
+    assert moved and all(relative_error(two[name], 2 * one[name]) < 1e-3 for name in moved)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])

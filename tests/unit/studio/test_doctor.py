@@ -18,7 +18,8 @@ def told(monkeypatch: pytest.MonkeyPatch, *gpus: Gpu) -> str:
 
 
 @pytest.mark.parametrize(
-    ("memory", "preset"), [(80, "best"), (24, "best"), (16, "balanced"), (12, "balanced"), (10, "low-memory"), (6, None)]
+    ("memory", "preset"),
+    [(80, "best"), (24, "best"), (16, "balanced"), (12, "balanced"), (10, "low-memory"), (6, None)],
 )
 def test_the_preset_suits_the_card(memory: float, preset: str | None):
     assert recommended_preset([card(memory)]) == preset
