@@ -18,8 +18,7 @@ DEMO := runs/demo
 
 demo: .venv/.app
 	rm -rf $(DEMO)
-	$(BIN)/studio train examples/octopus --trigger sks --class octopus --preset balanced --out $(DEMO) \
-	  --set "prior.prompt=an octopus"
+	$(BIN)/studio train examples/octopus --trigger sks --class octopus --preset balanced --out $(DEMO)
 	$(BIN)/studio sample $(DEMO) --out $(DEMO)/pictures -n 4 --seed 1 \
 	  --prompt "a photo of a sks octopus" --prompt "a sks octopus next to a house" \
 	  --prompt "a small sks octopus on a red background"

@@ -53,7 +53,8 @@ class PriorConfig(BaseModel):
     pictures: int = Field(default=24, ge=1, description="class pictures wanted; the base makes those that are missing")
     folder: str | None = Field(default=None, description="folder of class pictures of your own")
     prompt: str | None = Field(
-        default=None, description='prompt of the class pictures; left out: "a photo of a {class}"'
+        default=None,
+        description="prompt of the class pictures ({class} is filled in); left out: the captions' template",
     )
 
 

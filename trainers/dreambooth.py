@@ -82,15 +82,13 @@ def long_caption_notes(base: Base, captions: list[str]) -> Iterator[Note]:
 
 
 def class_prompt(config: TrainConfig) -> str:
-    """The prompt of class pictures: the caption template without the trigger, unless one is given."""
-    if config.prior.prompt is not None:
-        return config.prior.prompt
+    """The prompt of class pictures, or the captions' template, with the class filled in and without the trigger."""
     captions = config.data.captions
     if not captions.class_word:
         raise UserInputError(
             "Prior preservation needs to know what the subject is.", "Give --class, or set prior.weight=0."
         )
-    words = captions.template.replace("{trigger}", "").replace("{class}", captions.class_word)
+    words = (config.prior.prompt or captions.template).replace("{trigger}", "").replace("{class}", captions.class_word)
     return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", " ".join(words.split()))
 
 

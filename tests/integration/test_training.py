@@ -275,6 +275,7 @@ def test_prior_preservation_makes_its_class_pictures_once(pictures: Path, cache:
 
 def test_the_class_prompt_is_the_template_without_the_trigger(pictures: Path):
     assert class_prompt(quick_config(pictures)) == "a photo of an octopus"
+    assert class_prompt(quick_config(pictures, prior={"prompt": "a drawing of a {class}"})) == "a drawing of an octopus"
 
 
 def test_prior_preservation_without_a_class_is_refused(pictures: Path, cache: Path, tmp_path: Path):
