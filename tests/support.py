@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from adapters.files import load_adapter
 from trainers.cache import TensorCache
 from trainers.config import TrainConfig
 from trainers.events import Event
 from trainers.loop import Commands, never, train
 
 BASE = os.environ.get("SPECTRAL_TEST_BASE", "embedded")
-OCTOPUS = Path(__file__).parents[1] / "examples" / "octopus"
+PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "shared" / "data" / "dreambooth"
 
 
 def make_pictures(folder: Path, count: int = 3, size: tuple[int, int] = (128, 128)) -> Path:
@@ -54,11 +55,5 @@ def run(
     return list(made)
 
 
-def of_kind(events: list[Event], kind: type[Event]) -> list[Event]:
-    return [event for event in events if isinstance(event, kind)]
-
-
 def adapter_tensors(path: Path) -> dict[str, torch.Tensor]:
-    from adapters.files import load_adapter
-
     return load_adapter(path).tensors

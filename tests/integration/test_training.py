@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from adapters.errors import DivergedError, MismatchError, MissingError, UserInputError
 from adapters.files import attach_file, load_adapter
-from tests.support import BASE, adapter_tensors, make_pictures, quick_config, run
+from tests.support import BASE, PHOTOGRAPHS, adapter_tensors, make_pictures, quick_config, run
 from tests.tolerances import relative_error
 from trainers.config import TrainConfig
 from trainers.dreambooth import class_prompt
@@ -47,6 +47,13 @@ def last(events: list, kind: type):
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_training_lowers_the_loss_on_noise_it_never_saw(pictures: Path, cache: Path, tmp_path: Path, method: str):
     config = quick_config(pictures, adapter={"method": method, "rank": 8}, steps=40, batch_size=2)
+    validated = last(run(config, tmp_path, cache), Validated)
+    assert validated.loss < 0.95 * validated.base_loss
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason=f"the real photographs are not at {PHOTOGRAPHS}")
+def test_training_on_real_photographs_lowers_the_loss_on_noise_it_never_saw(cache: Path, tmp_path: Path):
+    config = quick_config(PHOTOGRAPHS / "dog3", adapter={"method": "lora", "rank": 8}, steps=40, batch_size=2)
     validated = last(run(config, tmp_path, cache), Validated)
     assert validated.loss < 0.95 * validated.base_loss
 
