@@ -19,6 +19,7 @@ from studio.paths import next_free, numbered, slug
 from trainers.checkpoint import newest
 from trainers.config import TrainConfig
 from trainers.events import Event, parse_event
+from trainers.result import ADAPTER_NAME
 
 RUNS = Path("runs")
 
@@ -39,7 +40,7 @@ class RunFolder:
 
     @property
     def adapter(self) -> Path:
-        return self.path / "adapter.safetensors"
+        return self.path / ADAPTER_NAME
 
     def write_config(self, config: TrainConfig, heading: str) -> None:
         with atomic_path(self.config) as temporary:

@@ -20,6 +20,7 @@ from studio import __version__
 from studio.paths import next_free, slug
 from studio.recipe import AdapterUse, Recipe, save_png
 from trainers.loop import pick_device, pick_dtype
+from trainers.result import ADAPTER_NAME
 from trainers.samples import grid
 from trainers.sdxl import SCHEDULERS, Base, generate, load_base
 
@@ -67,11 +68,9 @@ def adapter_path(given: Path) -> Path:
     """The file, or a run's folder's adapter."""
     if not given.is_dir():
         return given
-    path = given / "adapter.safetensors"
+    path = given / ADAPTER_NAME
     if not path.exists():
-        raise MissingError(
-            f"The folder {given} holds no adapter.safetensors.", "Give an adapter file or a finished run."
-        )
+        raise MissingError(f"The folder {given} holds no {ADAPTER_NAME}.", "Give an adapter file or a finished run.")
     return path
 
 

@@ -53,7 +53,6 @@ def save_checkpoint(out: Path, step: int, engine: Engine, identity: RunIdentity,
     tensors, plain = _pack(engine)
     header = {"step": str(step), "identity": identity.model_dump_json(), "plain": json.dumps(plain)}
     path = checkpoint_path(out, step)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, header)
     for old in _all(out)[:-keep]:

@@ -17,9 +17,9 @@ from adapters.errors import UserInputError
 from trainers import dataset, images
 from trainers.buckets import Bucket
 from trainers.cache import TensorCache, encode_texts
-from trainers.captions import CaptionConfig
+from trainers.captions import CaptionConfig, fill
 from trainers.config import TrainConfig
-from trainers.dataset import BucketTensors, Item
+from trainers.dataset import BucketTensors, EncodedItem, Item
 from trainers.events import Event, Note, Progress
 from trainers.sdxl import Base, generate
 from trainers.seeds import derive_seed
@@ -36,8 +36,8 @@ class TrainingData:
     pictures: int
 
 
-def prepare(base: Base, config: TrainConfig, cache: TensorCache) -> Iterator[Event | TrainingData]:
-    """Check the pictures, make class pictures, encode all; yields events and, last, the TrainingData."""
+def prepare(base: Base, config: TrainConfig, cache: TensorCache) -> Generator[Event, None, TrainingData]:
+    """Check the pictures, make class pictures, encode all; yields events and returns what the steps read."""
     resolution = config.data.resolution or base.native_resolution
     pictures, warnings = images.find_pictures(config.data.folder, config.data.checks, resolution)
     warnings += dataset.data_warnings(pictures, config.data)
@@ -52,10 +52,11 @@ def prepare(base: Base, config: TrainConfig, cache: TensorCache) -> Iterator[Eve
         if config.prior.folder is None:  # an earlier run may have wanted more
             found = found[: config.prior.pictures]
         items += dataset.plan_prior_items(found, prompt, in_use, flip=config.data.flip, seed=config.seed)
-    yield from long_caption_notes(base, dataset.text_table(items))
-    tensors, table = yield from _encode_items(base, items, config, cache)
+    table = dataset.text_table(items)
+    yield from long_caption_notes(base, table)
+    tensors = yield from _encode_items(base, items, table, config, cache)
     text = _text_source(base, config, table, cache)
-    yield TrainingData(tensors, text, dataset.manifest(items), len(pictures))
+    return TrainingData(tensors, text, dataset.manifest(items), len(pictures))
 
 
 def trigger_notes(base: Base, captions: CaptionConfig) -> Iterator[Note]:
@@ -88,8 +89,8 @@ def class_prompt(config: TrainConfig) -> str:
         raise UserInputError(
             "Prior preservation needs to know what the subject is.", "Give --class, or set prior.weight=0."
         )
-    words = (config.prior.prompt or captions.template).replace("{trigger}", "").replace("{class}", captions.class_word)
-    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", " ".join(words.split()))
+    words = fill(config.prior.prompt or captions.template, captions.model_copy(update={"trigger": ""}))
+    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", words)
 
 
 def class_pictures(
@@ -127,18 +128,18 @@ def _save_png(path: Path, picture: Image.Image) -> None:
 
 
 def _encode_items(
-    base: Base, items: list[Item], config: TrainConfig, cache: TensorCache
-) -> Generator[Event, None, tuple[dict[Bucket, BucketTensors], list[str]]]:
-    """Latents of all crops on the base's device, by bucket, and the captions that they index."""
+    base: Base, items: list[Item], table: list[str], config: TrainConfig, cache: TensorCache
+) -> Generator[Event, None, dict[Bucket, BucketTensors]]:
+    """Latents of all crops on the base's device, by bucket; their captions index `table`."""
     vae_id = f"{base.vae_hash}/{base.vae.dtype}/{base.device.type}"
     floor = config.data.mask_floor if config.data.masked_loss else None
-    table, rows = dataset.text_table(items), []
+    rows: list[EncodedItem] = []
     for item in items:
         rows.append(dataset.encode_item(item, base.encode_pictures, cache, vae_id, floor))
         yield Progress(stage="pictures", done=len(rows), total=len(items))
     if cache.problem is not None:
         yield Note(level="warning", text=f"The cache could not be written, so nothing was kept: {cache.problem}")
-    return dataset.stack_by_bucket(rows, table, base.device), table
+    return dataset.stack_by_bucket(rows, table, base.device)
 
 
 def _text_source(base: Base, config: TrainConfig, table: list[str], cache: TensorCache) -> TextSource:

@@ -29,10 +29,8 @@ def file_hash(path: Path) -> str:
     if key not in known:
         with path.open("rb") as file:
             known[key] = hashlib.file_digest(file, "sha256").hexdigest()
-        with suppress(OSError, StudioError):
-            memory.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(memory) as temporary:
-                temporary.write_text(json.dumps(known, indent=0))
+        with suppress(OSError, StudioError), atomic_path(memory) as temporary:
+            temporary.write_text(json.dumps(known, indent=0))
     return known[key]
 
 

@@ -76,7 +76,7 @@ def train(
     _set_schedule(base, config)
     adapter = attach(base.components, config.adapter, config.targets.chosen(), config.seed)
     adapter.strength = 0.0
-    data = yield from _prepared(base, config, cache or TensorCache())
+    data = yield from dreambooth.prepare(base, config, cache or TensorCache())
     adapter.strength = 1.0
     decisive = config.decisive() | {"precision": str(base.dtype).removeprefix("torch.")}
     identity = RunIdentity(base=config.base, base_hash=base.hash, config=decisive, pictures=data.manifest)
@@ -119,14 +119,6 @@ def _set_schedule(base: Base, config: TrainConfig) -> None:
             "zero_terminal_snr needs v-prediction, and this base predicts epsilon: pure noise tells nothing of itself.",
             "Leave objective.zero_terminal_snr out, or set objective.prediction_type=v_prediction.",
         )
-
-
-def _prepared(base: Base, config: TrainConfig, cache: TensorCache) -> Generator[Event, None, TrainingData]:
-    for item in dreambooth.prepare(base, config, cache):
-        if isinstance(item, TrainingData):
-            return item
-        yield item
-    raise AssertionError("prepare() ended without its data")
 
 
 def _engine(base: Base, adapter: AdapterSet, data: TrainingData, config: TrainConfig) -> Engine:

@@ -42,7 +42,6 @@ def draw(base: Base, config: TrainConfig, out: Path, step: int) -> Iterator[Even
         pictures.append(picture)
         yield Progress(stage="samples", done=len(pictures), total=len(wanted))
     path = out / "samples" / f"step-{step:06d}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
     columns = count if len(prompts) > 1 else math.ceil(math.sqrt(count))
     with atomic_path(path) as temporary:
         grid(pictures, columns).save(temporary, format="PNG")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from adapters.errors import UnknownNameError, UserInputError
 from adapters.inject import base_hash
 from trainers.file_hash import files_hash
-from trainers.sources import TRAINED_PARTS, find_source, load_pipeline
+from trainers.sources import TRAINED_PARTS, find_source, load_pipeline, with_schedule
 from trainers.text import TextStates, encode_tokens, tokenize
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -69,24 +69,13 @@ class Base:
         return self.scale_factor * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
 
     @property
-    def family(self) -> str:
-        """ "embedded" for the small built-in size, "sdxl" for the real one: presets differ."""
-        return "sdxl" if self.native_resolution >= 512 else "embedded"
-
-    @property
     def prediction_type(self) -> str:
         """ "epsilon" or "v_prediction"."""
         return str(self.pipe.scheduler.config["prediction_type"])
 
     def set_schedule(self, prediction_type: str, zero_terminal_snr: bool) -> None:
-        """Sample as an adapter was trained to, where that is not how the base was ("auto": keep the base's way).
-
-        With pure noise at the end the first step must start there: trailing timesteps (arXiv 2305.08891, sec. 3.3).
-        """
-        changes: dict[str, Any] = {} if prediction_type == "auto" else {"prediction_type": prediction_type}
-        if zero_terminal_snr:
-            changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        self.pipe.scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config, **changes)
+        """Sample as an adapter was trained to, where that is not how the base was (sources.with_schedule)."""
+        self.pipe.scheduler = with_schedule(self.pipe.scheduler, prediction_type, zero_terminal_snr)
 
     @torch.no_grad()
     def encode_pictures(self, pixels: Float[Tensor, "b 3 H W"]) -> tuple[Tensor, Tensor]:

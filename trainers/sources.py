@@ -74,6 +74,17 @@ def load_pipeline(source: Source, dtype: torch.dtype) -> StableDiffusionXLPipeli
         raise FileFormatError(f"The base {source.path} could not be loaded: {_first_line(error)}", _FIX) from error
 
 
+def with_schedule(scheduler: Any, prediction_type: str, zero_terminal_snr: bool) -> Any:
+    """The scheduler with another prediction type ("auto": its own) and, where asked, pure noise at the end.
+
+    With pure noise at the end the first step must start there: trailing timesteps (arXiv 2305.08891, sec. 3.3).
+    """
+    changes: dict[str, Any] = {} if prediction_type == "auto" else {"prediction_type": prediction_type}
+    if zero_terminal_snr:
+        changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return type(scheduler).from_config(scheduler.config, **changes)
+
+
 def _folder(folder: Path) -> Source:
     index = folder / "model_index.json"
     if not index.is_file():
@@ -118,10 +129,7 @@ def _load_single_file(source: Source, dtypes: dict[str, torch.dtype]) -> StableD
     with safe_open(source.path, framework="pt") as file:
         marks = {"v_pred", "ztsnr"} & set(file.keys())  # how v-prediction checkpoints say what they are
     if marks:
-        changes: dict[str, Any] = {"prediction_type": "v_prediction"}
-        if "ztsnr" in marks:
-            changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **changes)
+        pipeline.scheduler = with_schedule(pipeline.scheduler, "v_prediction", "ztsnr" in marks)
     return pipeline
 
 
