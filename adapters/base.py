@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel, Field
@@ -19,12 +19,16 @@ from torch import Tensor, nn
 
 from adapters.errors import UserInputError
 from adapters.sites import Site
+from adapters.svd import Decomposer
 
 
 class AdapterSpec(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """The knobs of a method; `method` is its name in the registry."""
 
     method: str
+    magnitude: bool = Field(
+        default=False, description="Learn the length of each output row apart from its direction (DoRA over this)."
+    )
 
 
 class LowRankSpec(AdapterSpec, frozen=True):
@@ -56,6 +60,12 @@ class Context:
     sites: Sequence[Site]
     """Every layer of the set, in order."""
     pool: dict[str, nn.Parameter] = field(default_factory=dict[str, nn.Parameter])
+    decomposer: Decomposer = field(default_factory=Decomposer)
+    """Where singular vectors come from: it may have a cache on disk."""
+    steps: int | None = None
+    """Optimizer steps of the run, where known: budgets (AdaLoRA) are spread over them."""
+    blank: bool = False
+    """A file's values will be loaded over all factors: shapes are all that counts, costly starts are skipped."""
 
     def generator(self, name: str) -> torch.Generator:
         return generator_for(self.seed, name)
@@ -68,6 +78,40 @@ class Context:
         if key not in self.pool:
             self.pool[key] = nn.Parameter(make(self.generator(f"shared:{key}")), requires_grad=trainable)
         return self.pool[key]
+
+
+@dataclass(frozen=True)
+class GradientPair:
+    """The factors of s·B A by which a layer's weight moves: dW = s(dB·A + B·dA)."""
+
+    up: nn.Parameter
+    """[d, r/g], the trainable part of B."""
+    down: nn.Parameter
+    """[r, κ], the trainable part of A."""
+    up_value: Tensor
+    """B itself: `up`, and its anchor where it has one."""
+    down_value: Tensor
+    """A itself."""
+    scale: float
+
+
+class Calibration(ABC):
+    """Something that one layer learns from gradients of the bare base over a few batches, before the first step.
+
+    The batches are gone through `passes` times, the same ones each time (adapters.calibrate).
+    """
+
+    passes: ClassVar[int] = 1
+    draws: int
+    """How many batches."""
+
+    @abstractmethod
+    def observe(self, number: int, gradient: Tensor) -> None:
+        """One batch's ∂loss/∂W in the weight's shape, fp32 or fp64, in pass `number` (from 0). Not to be kept."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """After the last pass."""
 
 
 REGISTRY: dict[str, type[Adapter]] = {}
@@ -92,6 +136,12 @@ class Adapter(nn.Module, ABC):
     paper: ClassVar[str]
     equation: ClassVar[str]
     spec_type: ClassVar[type[AdapterSpec]]
+    depends_on_steps: ClassVar[bool] = False
+    """Whether a schedule of its own is spread over the run's length."""
+    resume_only: ClassVar[frozenset[str]] = frozenset()
+    """Buffers that go into checkpoints but not into the finished file, where they are zeros when loaded."""
+    prunable: ClassVar[frozenset[str]] = frozenset()
+    """Factors that a file may hold smaller than they are built: the rest is zeros (see `pruned`)."""
 
     def __init_subclass__(cls, spec: type[AdapterSpec] | None = None) -> None:
         super().__init_subclass__()
@@ -138,6 +188,18 @@ class Adapter(nn.Module, ABC):
         """The trainables by role ("down", "up", "magnitude", …): rules such as LoRA+ go by the role."""
         return {"weights": [p for p in self.parameters() if p.requires_grad]}
 
+    def gradient_pair(self) -> GradientPair | None:
+        """The trainable factors of ΔW = s·B A with what they stand for, or None: what LoRA-Pro needs."""
+        return None
+
+    def calibrations(self) -> Sequence[Calibration]:
+        """What must be learnt from the bare base's gradients before the first step; none for most methods."""
+        return ()
+
+    def pruned(self) -> dict[str, Tensor]:
+        """This layer's state for the finished file, without ranks that are exactly zero (`prunable`)."""
+        return self.state_dict()
+
     def regulariser(self) -> Tensor | None:
         """A scalar to add to the loss, or None."""
         return None
@@ -149,7 +211,7 @@ class Adapter(nn.Module, ABC):
         """After the optimizer's step, before zero_grad. `step` counts optimizer steps, from 1."""
 
     @classmethod
-    def on_step_all(cls, adapters: Sequence[Self], step: int) -> None:
-        """on_step for a whole set; a method whose layers compete for a budget (AdaLoRA) overrides it."""
+    def on_step_all(cls, adapters: Sequence[Any], step: int) -> None:
+        """on_step for a whole set, all of this class; a method whose layers compete for a budget overrides it."""
         for adapter in adapters:
             adapter.on_step(step)

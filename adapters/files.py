@@ -17,12 +17,14 @@ from pydantic import BaseModel, Field, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from adapters.adapter_set import AdapterSet, LayerOverride
 from adapters.atomic import atomic_path
 from adapters.base import AdapterSpec
 from adapters.errors import FileFormatError, StudioError
-from adapters.inject import AdapterSet, base_hash, build, check_shapes
+from adapters.inject import base_hash, build
 from adapters.registry import parse_spec
 from adapters.safe import read_safe_header, read_safe_tensors, refuse_nonfinite
+from adapters.svd import Unread
 
 FORMAT = "spectral-studio-1"
 
@@ -60,6 +62,7 @@ class AdapterHeader:
     targets: dict[str, str]
     card: AdapterCard
     shapes: dict[str, tuple[int, ...]]
+    overrides: tuple[LayerOverride, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,14 +70,19 @@ class AdapterFile:
     """A file's contents, on the CPU."""
 
     tensors: dict[str, Tensor]
-    spec: AdapterSpec
-    targets: dict[str, str]
-    card: AdapterCard
+    header: AdapterHeader
 
     @property
-    def header(self) -> AdapterHeader:
-        shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
-        return AdapterHeader(self.spec, self.targets, self.card, shapes)
+    def spec(self) -> AdapterSpec:
+        return self.header.spec
+
+    @property
+    def targets(self) -> dict[str, str]:
+        return self.header.targets
+
+    @property
+    def card(self) -> AdapterCard:
+        return self.header.card
 
 
 def save_adapter(
@@ -90,7 +98,7 @@ def save_adapter(
         DiskFullError: no room; an older file at `path` is untouched.
         FileFormatError: a factor holds NaN or infinity; nothing is written.
     """
-    tensors = {name: t.detach().cpu().contiguous() for name, t in adapter_set.state_dict().items()}
+    tensors = {name: t.cpu().contiguous() for name, t in adapter_set.file_state().items()}
     for name in adapter_set.factor_names():
         tensors[name] = tensors[name].to(_STORED[dtype])
     refuse_nonfinite(tensors, "This adapter")
@@ -98,6 +106,7 @@ def save_adapter(
         "format": FORMAT,
         "spec": adapter_set.spec.model_dump_json(),
         "targets": json.dumps(adapter_set.targets),
+        "overrides": json.dumps([override.model_dump(mode="json") for override in adapter_set.overrides]),
         "card": card.model_dump_json(),
     }
     with atomic_path(path) as part:
@@ -121,6 +130,7 @@ def read_header(path: str | os.PathLike[str]) -> AdapterHeader:
             targets={str(component): str(target) for component, target in targets.items()},
             card=AdapterCard.model_validate_json(metadata["card"]),
             shapes=shapes,
+            overrides=tuple(LayerOverride.model_validate(one) for one in json.loads(metadata.get("overrides", "[]"))),
         )
     except StudioError as error:
         raise FileFormatError(
@@ -134,7 +144,7 @@ def read_header(path: str | os.PathLike[str]) -> AdapterHeader:
 def load_adapter(path: str | os.PathLike[str]) -> AdapterFile:
     """Reads a whole file. Raises what read_header raises, and FileFormatError for NaN or infinity in it."""
     header = read_header(path)
-    return AdapterFile(read_safe_tensors(path), header.spec, header.targets, header.card)
+    return AdapterFile(read_safe_tensors(path), header)
 
 
 def attach_file(
@@ -157,8 +167,10 @@ def attach_file(
         MismatchError: a layer's shape does not fit; names it. The base is then untouched.
     """
     header = source.header if isinstance(source, AdapterFile) else read_header(source)
-    adapter_set = build(components, header.spec, header.targets, seed=0)
-    check_shapes({name: t.shape for name, t in adapter_set.state_dict().items()}, header.shapes)
+    adapter_set = build(
+        components, header.spec, header.targets, seed=0, overrides=header.overrides, decomposer=Unread()
+    )
+    adapter_set.check_shapes(header.shapes)
     tensors = source.tensors if isinstance(source, AdapterFile) else read_safe_tensors(source)
     adapter_set.load_state_dict(tensors)
     if header.card.base_hash:

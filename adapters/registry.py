@@ -8,12 +8,14 @@ from collections.abc import Mapping
 
 from pydantic import ValidationError
 
-from adapters import methods
+from adapters import inits, methods
 from adapters.base import REGISTRY, Adapter, AdapterSpec
 from adapters.errors import UnknownNameError, UserInputError
+from adapters.magnitude import magnitude_over
 
-for _module in pkgutil.iter_modules(methods.__path__, f"{methods.__name__}."):
-    importlib.import_module(_module.name)
+for _package in (methods, inits):
+    for _module in pkgutil.iter_modules(_package.__path__, f"{_package.__name__}."):
+        importlib.import_module(_module.name)
 
 
 def adapter_type(method: str) -> type[Adapter]:
@@ -21,6 +23,16 @@ def adapter_type(method: str) -> type[Adapter]:
     if method not in REGISTRY:
         raise UnknownNameError("adapter method", method, REGISTRY)
     return REGISTRY[method]
+
+
+def layer_type(spec: AdapterSpec) -> type[Adapter]:
+    """The class that a spec's layers are of: its method's, or that with a magnitude over it.
+
+    Raises:
+        UserInputError: a magnitude is asked for over a method without a row norm.
+    """
+    method = adapter_type(spec.method)
+    return magnitude_over(method) if spec.magnitude else method
 
 
 def make_spec(method: str, **knobs: object) -> AdapterSpec:

@@ -26,4 +26,5 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     """Equal bit for bit: tells −0 from 0, which torch.equal does not."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
-    return torch.equal(a.detach().contiguous().view(torch.uint8), b.detach().contiguous().view(torch.uint8))
+    left, right = (t.detach().contiguous().flatten().view(torch.uint8) for t in (a, b))
+    return torch.equal(left, right)

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
+from adapters.adapter_set import LayerOverride
 from adapters.base import AdapterSpec
-from adapters.registry import make_spec, parse_spec
+from adapters.registry import layer_type, make_spec, parse_spec
 from trainers.dataset import DataConfig
 from trainers.objective import ObjectiveConfig
 from trainers.optim import OptimConfig
@@ -26,6 +27,10 @@ class TargetConfig(BaseModel):
     )
     text_encoder: str = Field(default="none", description="layers of the first text encoder (CLIP-L)")
     text_encoder_2: str = Field(default="none", description="layers of the second text encoder (OpenCLIP bigG)")
+    overrides: tuple[LayerOverride, ...] = Field(
+        default=(),
+        description="other knobs or learning rates for some: component, layers, adapter, learning_rate",
+    )
 
     @model_validator(mode="after")
     def _something_learns(self) -> TargetConfig:
@@ -104,7 +109,7 @@ class TrainConfig(BaseModel):
         for name in ("sample", "save_every", "keep_checkpoints", "validate_every", "validation_levels"):
             del whole[name]
         del whole["data"]["folder"], whole["prior"]["folder"]
-        if not self.optim.depends_on_steps:
+        if not (self.optim.depends_on_steps or layer_type(self.adapter).depends_on_steps):
             del whole["steps"]
         return whole
 

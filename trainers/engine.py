@@ -16,7 +16,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from adapters.inject import AdapterSet
+from adapters.adapter_set import AdapterSet
 from trainers import objective
 from trainers.batches import Batch, BatchPlan
 from trainers.config import TrainConfig
@@ -99,7 +99,8 @@ class Engine:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.adapter.on_step(number + 1)
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters:  # not only the optimizer's: some methods update gates themselves
+            parameter.grad = None
         self.schedule.step()
         if self.average is not None:
             self.average.update(number + 1)
@@ -134,11 +135,12 @@ class Engine:
 
 
 def parameter_groups(adapter: AdapterSet, config: TrainConfig) -> list[dict[str, object]]:
-    """One optimizer group a component (UNet first), each with its own learning rate."""
+    """One optimizer group for each component (UNet first), role of its factors and learning rate of its own."""
     groups: list[dict[str, object]] = []
     for component in config.targets.chosen():
-        parameters = list(adapter.parameters(component))
-        groups.append({"params": parameters, "lr": config.optim.rate_for(component), "name": component})
+        for group in adapter.parameter_groups(component):
+            rate = group.learning_rate or config.optim.rate_for(component)
+            groups.append({"params": group.parameters, "lr": rate, "name": f"{component}.{group.role}"})
     return groups
 
 

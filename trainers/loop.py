@@ -12,8 +12,11 @@ from typing import Literal
 import psutil
 import torch
 
+from adapters.adapter_set import AdapterSet
+from adapters.calibrate import calibrate
 from adapters.errors import DivergedError, MissingError, UserInputError
-from adapters.inject import AdapterSet, attach
+from adapters.inject import building
+from adapters.svd import Decomposer
 from trainers import checkpoint, dreambooth, samples
 from trainers.batches import BatchPlan
 from trainers.cache import TensorCache
@@ -22,7 +25,7 @@ from trainers.config import Precision, TrainConfig
 from trainers.dreambooth import TrainingData
 from trainers.engine import Engine, StepResult
 from trainers.evaluate import base_validation_loss, validation_loss
-from trainers.events import Command, Event, Finished, Note, Saved, Started, Stepped, Validated
+from trainers.events import Command, Event, Finished, Note, Progress, Saved, Started, Stepped, Validated
 from trainers.objective import training_scheduler
 from trainers.optim import rate_warning
 from trainers.result import save_result
@@ -74,10 +77,10 @@ def train(
     yield Note(text=f"Loading the base {config.base} on {where}.")
     base = load_base(config.base, device=where, dtype=pick_dtype(config.precision, where))
     _set_schedule(base, config)
-    adapter = attach(base.components, config.adapter, config.targets.chosen(), config.seed)
+    kept = cache or TensorCache()
+    adapter = yield from _attach(base, config, Decomposer(kept.root.parent / "decompositions"))
     adapter.strength = 0.0
-    data = yield from dreambooth.prepare(base, config, cache or TensorCache())
-    adapter.strength = 1.0
+    data = yield from dreambooth.prepare(base, config, kept)
     decisive = config.decisive() | {"precision": str(base.dtype).removeprefix("torch.")}
     identity = RunIdentity(base=config.base, base_hash=base.hash, config=decisive, pictures=data.manifest)
     if found is not None:
@@ -86,6 +89,9 @@ def train(
     run = _Run(config, out, base, adapter, _engine(base, adapter, data, config), identity, commands)
     if found is not None:
         run.restore(found)
+    else:
+        yield from run.calibrate()
+    adapter.strength = 1.0
     yield Started(
         step=run.step,
         steps=config.steps,
@@ -102,6 +108,26 @@ def train(
         yield Saved(step=run.step, path=path, final=True)
     adapter.detach()
     yield Finished(reason=reason, step=run.step, seconds=time.monotonic() - started, adapter=path)
+
+
+def _attach(base: Base, config: TrainConfig, decomposer: Decomposer) -> Generator[Event, None, AdapterSet]:
+    layers = building(
+        base.components,
+        config.adapter,
+        config.targets.chosen(),
+        config.seed,
+        overrides=config.targets.overrides,
+        decomposer=decomposer,
+        steps=config.steps,
+    )
+    while True:
+        try:
+            done, total = next(layers)
+        except StopIteration as end:
+            adapter: AdapterSet = end.value
+            adapter.attach()
+            return adapter
+        yield Progress(stage="layers", done=done, total=total)
 
 
 def _latest(out: Path) -> checkpoint.Checkpoint:
@@ -153,6 +179,16 @@ class _Run:
                 f"Ask for {found.step} --steps or more, or start a new run with another --out.",
             )
         self.step = checkpoint.restore(self.engine, found)
+
+    def calibrate(self) -> Iterator[Event]:
+        """Let the methods that start from the base's gradients see them, on batches of their own."""
+
+        def backward(draw: int) -> None:
+            index = -1 - draw
+            self.engine.batch_loss(self.engine.plan.batch(draw), index).backward()
+
+        for done, total in calibrate(self.adapter, backward):
+            yield Progress(stage="gradients", done=done, total=total)
 
     def save_result(self) -> Path:
         with self.engine.as_saved():

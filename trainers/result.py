@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from adapters.adapter_set import AdapterSet
 from adapters.files import AdapterCard, save_adapter
-from adapters.inject import AdapterSet
 from trainers.config import TrainConfig
 from trainers.sdxl import Base
 

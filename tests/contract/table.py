@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from adapters.inject import AdapterSet, attach
+from adapters.adapter_set import AdapterSet
+from adapters.calibrate import calibrate
+from adapters.inject import attach
 from adapters.registry import make_spec
 from adapters.sites import Site
+
+Promise = Literal[
+    "identity", "trace", "nudge", "gradients", "merge", "autograd", "factors", "strength", "parameters",
+    "allocations", "file", "resume", "checkpointing", "sum", "dropout", "compile",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -23,15 +32,38 @@ class Method:
     """The formula for its trainable parameters on one layer."""
     low_rank: bool = True
     """Whether its ΔW is offered as two factors."""
+    variant: str = ""
+    """What is special about this row, where a method has several."""
+    exempt: Mapping[Promise, str] = field(default_factory=dict)
+    """Promises that the method cannot keep → why."""
+    refuses: Mapping[str, str] = field(default_factory=dict)
+    """Kinds of layers that it says no to → a part of what it says."""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.variant}".strip()
 
 
-def lora_parameters(site: Site) -> int:
+def low_rank(site: Site) -> int:
+    """r(d + κ) at rank 4, the up factor split among groups."""
     return 4 * site.columns + site.rows * 4 // site.groups
 
 
+RANK_4: Mapping[str, object] = {"rank": 4, "alpha": 6.0}
+
 METHODS = (
-    Method("lora", {"rank": 4, "alpha": 6.0}, lora_parameters),
-    Method("dora", {"rank": 4, "alpha": 6.0}, lambda site: lora_parameters(site) + site.rows, low_rank=False),
+    Method("lora", RANK_4, low_rank),
+    Method("lora", {**RANK_4, "init": "pissa"}, low_rank, variant="pissa"),
+    Method("lora", {**RANK_4, "init": "milora"}, low_rank, variant="milora"),
+    Method("lora", {**RANK_4, "init": "olora"}, low_rank, variant="olora"),
+    Method("lora", {**RANK_4, "init": "lora-ga", "calibration_draws": 2}, low_rank, variant="lora-ga"),
+    Method("dora", RANK_4, lambda site: low_rank(site) + site.rows, low_rank=False),
+    Method(
+        "dora",
+        {**RANK_4, "init": "pissa", "rank_stabilized": True},
+        lambda site: low_rank(site) + site.rows,
+        low_rank=False,
+        variant="pissa rslora",
+    ),
 )
 
 
@@ -44,18 +76,36 @@ class Layer:
 
 
 def _dilated() -> nn.Conv2d:
-    return nn.Conv2d(8, 12, 3, padding="same", dilation=2, padding_mode="circular")
+    return nn.Conv2d(16, 24, 3, padding="same", dilation=2, padding_mode="circular")
 
 
 LAYERS = {
-    "linear": Layer(lambda: nn.Linear(20, 28), (2, 5, 20)),
-    "linear without bias": Layer(lambda: nn.Linear(20, 28, bias=False), (3, 20)),
-    "conv 3x3": Layer(lambda: nn.Conv2d(8, 12, 3, padding=1), (2, 8, 5, 7)),
-    "conv strided": Layer(lambda: nn.Conv2d(8, 12, 3, stride=2, padding=1), (2, 8, 7, 9)),
-    "conv 1x1": Layer(lambda: nn.Conv2d(8, 12, 1), (2, 8, 5, 5)),
-    "conv grouped": Layer(lambda: nn.Conv2d(8, 12, 3, padding=1, groups=4), (2, 8, 5, 5)),
-    "conv dilated": Layer(_dilated, (2, 8, 5, 7)),
+    "linear": Layer(lambda: nn.Linear(40, 56), (2, 5, 40)),
+    "linear without bias": Layer(lambda: nn.Linear(40, 56, bias=False), (3, 40)),
+    "conv 3x3": Layer(lambda: nn.Conv2d(16, 24, 3, padding=1), (2, 16, 5, 7)),
+    "conv strided": Layer(lambda: nn.Conv2d(16, 24, 3, stride=2, padding=1), (2, 16, 7, 9)),
+    "conv 1x1": Layer(lambda: nn.Conv2d(32, 48, 1), (2, 32, 5, 5)),
+    "conv grouped": Layer(lambda: nn.Conv2d(16, 24, 3, padding=1, groups=4), (2, 16, 5, 5)),
+    "conv dilated": Layer(_dilated, (2, 16, 5, 7)),
 }
+
+
+def promised(promise: Promise) -> pytest.MarkDecorator:
+    """Runs a test over every method and layer but those that the table exempts."""
+    kept = [
+        pytest.param(method, layer, id=f"{method}-{name}")
+        for method in METHODS
+        if promise not in method.exempt
+        for name, layer in LAYERS.items()
+        if name not in method.refuses
+    ]
+    return pytest.mark.parametrize(("method", "layer"), kept)
+
+
+def refusals() -> Iterator[object]:
+    for method in METHODS:
+        for name, words in method.refuses.items():
+            yield pytest.param(method, LAYERS[name], words, id=f"{method}-{name}")
 
 
 class Base(nn.Module):
@@ -71,8 +121,20 @@ class Base(nn.Module):
         return self.layer(self.x if x is None else x)
 
     def attach(self, method: Method, **knobs: object) -> AdapterSet:
+        """The method's adapter, calibrated where it asks for that."""
         spec = make_spec(method.name, **{**method.knobs, **knobs})
-        return attach({"unet": self}, spec, {"unet": "layer"}, seed=0)
+        adapter_set = attach({"unet": self}, spec, {"unet": "layer"}, seed=0, steps=20)
+        adapter_set.strength = 0.0
+        for _ in calibrate(adapter_set, self._backward):
+            pass
+        adapter_set.strength = 1.0
+        return adapter_set
+
+    def _backward(self, draw: int) -> None:
+        target = torch.randn(self.layer(self.x).shape, generator=torch.Generator().manual_seed(draw))
+        (self() - target).float().square().mean().backward()
+        for parameter in self.parameters():
+            parameter.grad = None
 
 
 def nudge(adapter_set: AdapterSet, size: float = 0.1) -> None:
@@ -81,3 +143,31 @@ def nudge(adapter_set: AdapterSet, size: float = 0.1) -> None:
     with torch.no_grad():
         for parameter in adapter_set.parameters():
             parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+
+
+def train(
+    base: Base,
+    adapter_set: AdapterSet,
+    steps: int,
+    optimizer: torch.optim.Optimizer | None = None,
+    first: int = 1,
+) -> torch.optim.Optimizer:
+    """Steps `first` … `first + steps − 1`, with all that the engine does for a method."""
+    base.requires_grad_(False)
+    if optimizer is None:
+        trainables = [p for group in adapter_set.parameter_groups() for p in group.parameters]
+        optimizer = torch.optim.AdamW(trainables, lr=1e-2)
+    for step in range(first, first + steps):
+        backward(base, adapter_set)
+        adapter_set.on_backward()
+        optimizer.step()
+        adapter_set.on_step(step)
+        for parameter in adapter_set.parameters():
+            parameter.grad = None
+    return optimizer
+
+
+def backward(base: Base, adapter_set: AdapterSet) -> None:
+    loss = base().float().square().mean()
+    penalty = adapter_set.regulariser()
+    (loss if penalty is None else loss + penalty).backward()

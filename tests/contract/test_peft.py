@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 
-from adapters.inject import AdapterSet
+from adapters.adapter_set import AdapterSet
 from tests.contract.table import LAYERS, Base, Layer, Method, nudge
 from tests.tolerances import FP64, relative_error
 
@@ -43,7 +43,7 @@ def test_output_and_gradients_agree_with_peft(layer: Layer, name: str, stabilize
     adapter_set = ours.attach(method)
     nudge(adapter_set)
     theirs, their_factors = in_peft(layer, adapter_set, use_dora=name == "dora", use_rslora=stabilized)
-    roles = adapter_set.parameter_groups()
+    roles = {group.role: group.parameters for group in adapter_set.parameter_groups()}
     our_factors = [roles[role][0] for role in ("down", "up", "magnitude") if role in roles]
     x = ours.x.requires_grad_()
     found, expected = ours(x), theirs(x)

@@ -10,27 +10,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from adapters.adapter_set import AdapterSet
 from adapters.base import REGISTRY, Adapter, AdapterSpec, Context
 from adapters.errors import MismatchError, StudioError, UserInputError
 from adapters.files import AdapterCard, attach_file, save_adapter
-from adapters.inject import AdapterSet, attach, base_hash
+from adapters.inject import attach, base_hash
 from adapters.registry import make_spec
 from adapters.sites import Site
 from tests.contract.table import LAYERS, METHODS, Base, Method, nudge
 from tests.tolerances import FP32, relative_error, same_bits
 
+DORA = next(method for method in METHODS if method.name == "dora")
+
 
 class Two(nn.Module):
-    def __init__(self, reverse: bool = False) -> None:
+    def __init__(self, reverse: bool = False, width: int = 6) -> None:
         super().__init__()
         for name in ("b", "a") if reverse else ("a", "b"):
-            self.add_module(name, nn.Linear(6, 6))
+            self.add_module(name, nn.Linear(width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.get_submodule("b")(self.get_submodule("a")(x))
 
 
-each_method = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
+each_method = pytest.mark.parametrize("method", [m for m in METHODS if "compile" not in m.exempt], ids=str)
 
 
 def test_every_registered_method_has_a_row_in_the_table():
@@ -42,9 +45,9 @@ def test_every_registered_method_has_a_row_in_the_table():
 def test_repeated_blocks_compile_once_and_whole_and_give_the_same_output(method: Method):
     """What makes compile_repeated_blocks affordable on SDXL's 70 blocks: no guard on the identity of a hook."""
     torch.compiler.reset()
-    blocks = nn.ModuleList([Two() for _ in range(3)])
+    blocks = nn.ModuleList([Two(width=32) for _ in range(3)])
     nudge(attach({"unet": blocks}, make_spec(method.name, **method.knobs), {"unet": "linear"}))
-    x = torch.randn(2, 6, requires_grad=True)
+    x = torch.randn(2, 32, requires_grad=True)
     expected = blocks[2](blocks[1](blocks[0](x)))
     counter = CompileCounterWithBackend("aot_eager")
     for block in blocks:
@@ -71,7 +74,8 @@ def test_training_one_component_leaves_the_other_out_of_its_parameters():
         "text_encoder.b.inner.up",
     ]
     assert sets.num_parameters() == sets.num_parameters("unet") + sets.num_parameters("text_encoder")
-    assert {role: len(ps) for role, ps in sets.parameter_groups("unet").items()} == {"down": 1, "up": 1, "magnitude": 1}
+    found = [(group.component, group.role, len(group.parameters)) for group in sets.parameter_groups("unet")]
+    assert found == [("unet", "down", 1), ("unet", "up", 1), ("unet", "magnitude", 1)]
 
 
 def test_an_unmerged_adapter_beside_a_merged_one_is_refused():
@@ -113,7 +117,7 @@ def test_a_dead_row_of_the_base_stays_finite_under_dora():
     with torch.no_grad():
         base.layer.weight[3] = 0
     before = base()
-    adapter_set = base.attach(METHODS[1])
+    adapter_set = base.attach(DORA)
     assert same_bits(base(), before)
     base().square().mean().backward()
     assert all(torch.isfinite(p.grad).all() for p in adapter_set.parameters() if p.grad is not None)
@@ -196,7 +200,7 @@ def budget_set(budget: AdapterSpec) -> tuple[Two, AdapterSet]:
 def test_a_factor_shared_by_layers_is_trained_once_and_saved_once(budget_set: tuple[Two, AdapterSet], tmp_path):
     model, adapter_set = budget_set
     assert [name for name, _ in adapter_set.named_parameters()] == ["unet.a.bank", "unet.a.gain", "unet.b.gain"]
-    assert len(adapter_set.parameter_groups()["weights"]) == 3
+    assert [len(group.parameters) for group in adapter_set.parameter_groups()] == [3]
     assert list(adapter_set.state_dict()) == [
         "unet.a.bank",
         "unet.a.gain",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from adapters.base import Adapter, AdapterSpec, Context
 from adapters.errors import UserInputError
 from adapters.kernels import row_norm2
+from adapters.magnitude import Magnitude
 from adapters.methods.dora import Dora, DoraSpec
 from adapters.sites import Site, make_site
 from tests.tolerances import FP64, relative_error, same_bits
@@ -52,15 +53,15 @@ class WithHooks(RowGain):
         self.heard.append(step)
 
 
-class DoraOverRowGain(Dora):
+class DoraOverRowGain(Magnitude):
     inner_type = RowGain
 
 
-class DoraWithHooks(Dora):
+class DoraWithHooks(Magnitude):
     inner_type = WithHooks
 
 
-class DoraOverNoNorm(Dora):
+class DoraOverNoNorm(Magnitude):
     inner_type = NoNorm
 
 

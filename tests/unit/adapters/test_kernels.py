@@ -31,7 +31,7 @@ def test_the_gram_form_is_the_norm_of_the_materialised_rows(make, dtype: torch.d
     weight = site.matricise(site.weight.detach()).to(torch.promote_types(dtype, torch.float32))
     down = torch.randn(8, site.columns).to(weight) / site.columns**0.5
     up = 0.1 * torch.randn(site.rows, 8 // site.groups).to(weight)
-    found = chain_row_norm2(site, row_norm2(weight), up, down, scale=0.7)
+    found = chain_row_norm2(site, row_norm2(weight), 0.7 * up, down)
     expected = (weight + 0.7 * site.product(up, down)).double().square().sum(1)
     assert relative_error(found.sqrt(), expected.sqrt()) < tolerance
 
@@ -42,4 +42,4 @@ def test_with_an_up_factor_of_zeros_the_gram_form_is_exactly_the_base_norm(make)
     assert site is not None
     base = row_norm2(site.matricise(site.weight.detach()))
     down = torch.randn(8, site.columns)
-    assert torch.equal(chain_row_norm2(site, base, torch.zeros(site.rows, 8 // site.groups), down, 1.3), base)
+    assert torch.equal(chain_row_norm2(site, base, torch.zeros(site.rows, 8 // site.groups), down), base)

@@ -8,7 +8,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from adapters.inject import AdapterSet, attach
+from adapters.adapter_set import AdapterSet
+from adapters.inject import attach
 from adapters.registry import make_spec
 from tests.tolerances import same_bits
 

@@ -1,0 +1,97 @@
+"""Gradients of the bare base, one layer's at a time, for the methods that start from them (LoRA-GA, RoSA)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+
+from adapters.adapter_set import AdapterSet
+from adapters.base import Calibration
+from adapters.layer import master
+
+CHUNK_BYTES = 4 << 30
+"""How much the layers that are calibrated together may hold at most, at four bytes a weight."""
+
+
+def calibrate(adapter_set: AdapterSet, backward: Callable[[int], None]) -> Iterator[tuple[int, int]]:
+    """Runs all calibrations of the set; yields (backward passes done, passes in all).
+
+    Each layer's gradient is given away the moment that autograd has it and is freed then: no more than one d×k
+    gradient is alive. What a calibration keeps is its own affair; layers are taken in chunks to bound it.
+
+    Args:
+        adapter_set: attached, at strength 0, so that gradients are the base's.
+        backward: computes the loss of batch n (from 0; the same batch each time) and calls backward on it.
+    """
+    waiting = [
+        (adapter.site.module, calibration)
+        for adapter in adapter_set.adapters.values()
+        for calibration in adapter.calibrations()
+    ]
+    chunks = _chunks(waiting)
+    total = sum(_passes(chunk) * _draws(chunk) for chunk in chunks)
+    done = 0
+    for chunk in chunks:
+        for number in range(_passes(chunk)):
+            with _Watch(chunk, number):
+                for draw in range(_draws(chunk)):
+                    backward(draw)
+                    done += 1
+                    yield done, total
+        for _, calibration in chunk:
+            calibration.finish()
+
+
+Waiting = tuple[nn.Linear | nn.Conv2d, Calibration]
+
+
+def _passes(chunk: list[Waiting]) -> int:
+    return max(calibration.passes for _, calibration in chunk)
+
+
+def _draws(chunk: list[Waiting]) -> int:
+    return max(calibration.draws for _, calibration in chunk)
+
+
+def _chunks(waiting: list[Waiting]) -> list[list[Waiting]]:
+    chunks: list[list[Waiting]] = []
+    room = 0
+    for module, calibration in waiting:
+        size = 4 * module.weight.numel()
+        if size > room or not chunks:
+            chunks.append([])
+            room = CHUNK_BYTES
+        chunks[-1].append((module, calibration))
+        room -= size
+    return chunks
+
+
+class _Watch:
+    """Lets the weights of a chunk have gradients, and takes each away as soon as it is there."""
+
+    def __init__(self, chunk: list[Waiting], number: int) -> None:
+        self.chunk, self.number = chunk, number
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> None:
+        for module, calibration in self.chunk:
+            module.weight.requires_grad_(True)
+            hook = self._taker(calibration)
+            self._handles.append(module.weight.register_post_accumulate_grad_hook(hook))
+
+    def _taker(self, calibration: Calibration) -> Callable[[torch.Tensor], None]:
+        def take(weight: torch.Tensor) -> None:
+            assert weight.grad is not None
+            with torch.no_grad():
+                calibration.observe(self.number, master(weight.grad))
+            weight.grad = None
+
+        return take
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for module, _ in self.chunk:
+            module.weight.requires_grad_(False)
