@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,15 +68,16 @@ class AdapterSet:
 
     # --- on the model -------------------------------------------------------------------------------------
 
-    def attach(self) -> None:
-        """Puts the hooks on (done by `attach`). Refused on layers whose weights are merged."""
-        layers = [adapted_layer(adapter.site) for adapter in self.adapters.values()]
+    def attach(self, only: Container[str] | None = None) -> None:
+        """Puts the hooks on (done by `attach`), or those of the layers named `only`. Refused over merged weights."""
+        adapters = [adapter for name, adapter in self.adapters.items() if only is None or name in only]
+        layers = [adapted_layer(adapter.site) for adapter in adapters]
         for layer in layers:
             if layer.original is not None:
                 raise StudioError(
                     f"{layer.site.name} carries a merged adapter.", "Unmerge it before attaching another."
                 )
-        for layer, adapter in zip(layers, self.adapters.values(), strict=True):
+        for layer, adapter in zip(layers, adapters, strict=True):
             layer.add(adapter, self._switch)
         self._layers = layers
 

@@ -31,13 +31,18 @@ class AdapterSpec(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     )
 
 
-class LowRankSpec(AdapterSpec, frozen=True):
+class RankSpec(AdapterSpec, frozen=True):
     """The knobs that every method with a rank shares."""
 
     rank: int = Field(default=16, ge=1, le=4096, description="Inner dimension r of the factors: size and capacity.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Chance of dropping each input feature in training.")
+
+
+class LowRankSpec(RankSpec, frozen=True):
+    """A rank, and a scale that goes with it."""
+
     alpha: float | None = Field(default=None, gt=0, description="Numerator of the scale; unset means the rank.")
     rank_stabilized: bool = Field(default=False, description="Scale by alpha/√rank (rsLoRA) instead of alpha/rank.")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="Chance of dropping each input feature in training.")
 
     @property
     def scale(self) -> float:

@@ -11,7 +11,7 @@ from adapters.adapter_set import AdapterSet
 from adapters.base import Calibration
 from adapters.layer import master
 
-CHUNK_BYTES = 4 << 30
+CHUNK_BYTES = 1 << 30
 """How much the layers that are calibrated together may hold at most, at four bytes a weight."""
 
 

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from adapters.adapter_set import AdapterSet, LayerOverride
 from adapters.atomic import atomic_path
 from adapters.base import AdapterSpec
-from adapters.errors import FileFormatError, StudioError
+from adapters.errors import FileFormatError, StudioError, UserInputError
 from adapters.inject import base_hash, build
 from adapters.registry import parse_spec
 from adapters.safe import read_safe_header, read_safe_tensors, refuse_nonfinite
+from adapters.sites import select_sites
 from adapters.svd import Unread
 
 FORMAT = "spectral-studio-1"
@@ -151,6 +152,7 @@ def attach_file(
     components: Mapping[str, nn.Module],
     source: str | os.PathLike[str] | AdapterFile,
     known_hash: str | None = None,
+    part: str | None = None,
 ) -> AdapterSet:
     """Attaches a file's adapter, in eval mode. A base it was not made on is accepted if every shape fits.
 
@@ -159,12 +161,14 @@ def attach_file(
         source: a path, or a file that was loaded already.
         known_hash: inject.base_hash of the components that training had, if known; else it is computed, which
             for SDXL reads 5 GB.
+        part: groups and patterns, as in targets: only those of the file's layers are attached.
 
     Returns:
         The set; its `warning` is a text when the base is another than the file's.
 
     Raises:
         MismatchError: a layer's shape does not fit; names it. The base is then untouched.
+        UserInputError: a word of `part` meets no layer of the file.
     """
     header = source.header if isinstance(source, AdapterFile) else read_header(source)
     adapter_set = build(
@@ -175,8 +179,30 @@ def attach_file(
     adapter_set.load_state_dict(tensors)
     if header.card.base_hash:
         adapter_set.warning = _other_base(header.card, known_hash or base_hash(components))
-    adapter_set.attach()
+    adapter_set.attach(None if part is None else _layers_of_part(components, adapter_set, part))
     return adapter_set.eval()
+
+
+def _layers_of_part(components: Mapping[str, nn.Module], adapter_set: AdapterSet, part: str) -> set[str]:
+    """The set's layers that `part` names, in whichever component."""
+    chosen: set[str] = set()
+    for word in part.split(","):
+        named: set[str] = set()
+        unknown: UserInputError | None = None
+        for component in adapter_set.targets:
+            try:
+                named |= {site.name for site in select_sites(components[component], component, word)}
+            except UserInputError as error:  # a text encoder has no such group
+                unknown = unknown or error
+        if unknown is not None and not named:
+            raise unknown
+        if named.isdisjoint(adapter_set.adapters):
+            learnt = "; ".join(f"{component}: {target}" for component, target in adapter_set.targets.items())
+            raise UserInputError(
+                f"The part {word.strip()!r} meets no layer of this adapter.", f"Its layers are {learnt}."
+            )
+        chosen |= named & adapter_set.adapters.keys()
+    return chosen
 
 
 def _other_base(card: AdapterCard, found: str) -> str | None:

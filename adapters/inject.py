@@ -36,7 +36,7 @@ def building(
     rates: dict[str, float] = {}
     for override in overrides:
         for name in _overridden(components, override, specs):
-            specs[name] = make_spec(**{**specs[name].model_dump(), **override.adapter})
+            specs[name] = overridden_spec(specs[name], override)
             if override.learning_rate is not None:
                 rates[name] = override.learning_rate
     context = Context(seed, tuple(sites), decomposer=decomposer or Decomposer(), steps=steps)
@@ -59,8 +59,6 @@ def _overridden(
     components: Mapping[str, nn.Module], override: LayerOverride, specs: Mapping[str, AdapterSpec]
 ) -> list[str]:
     """The learning layers that an override is about."""
-    if "method" in override.adapter or "magnitude" in override.adapter:
-        raise UserInputError("An override changes the knobs of a method, not the method.", "Leave method out of it.")
     found = select_sites(_component(components, override.component), override.component, override.layers)
     names = [site.name for site in found if site.name in specs]
     if not names:
@@ -69,6 +67,13 @@ def _overridden(
             f"Widen targets.{override.component}, or leave the override out.",
         )
     return names
+
+
+def overridden_spec(spec: AdapterSpec, override: LayerOverride) -> AdapterSpec:
+    """`spec` with the override's knobs; UserInputError names one that the method does not have."""
+    if "method" in override.adapter or "magnitude" in override.adapter:
+        raise UserInputError("An override changes the knobs of a method, not the method.", "Leave method out of it.")
+    return make_spec(**{**spec.model_dump(), **override.adapter})
 
 
 def build(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapters.base import Adapter, Context, LowRankSpec
+from adapters.base import Adapter, Context, RankSpec
 from adapters.errors import UserInputError
 from adapters.kernels import chain, chain_row_norm2, fold
 from adapters.sites import Site
@@ -29,7 +29,7 @@ class Chain(NamedTuple):
 class LowRank(Adapter):
     """An adapter that is told by its chain alone: merging, DoRA's norm and export follow from it."""
 
-    def __init__(self, site: Site, weight: Tensor, spec: LowRankSpec, context: Context) -> None:
+    def __init__(self, site: Site, weight: Tensor, spec: RankSpec, context: Context) -> None:
         super().__init__(site, weight, spec, context)
         self.dropout = spec.dropout
 

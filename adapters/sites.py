@@ -38,6 +38,16 @@ class Site(ABC):
     def groups(self) -> int: ...
 
     @property
+    @abstractmethod
+    def channels(self) -> int:
+        """Input features or channels, of all groups together."""
+
+    @property
+    @abstractmethod
+    def channel_axis(self) -> int:
+        """The axis of x and of the output that holds channels, counted from the end."""
+
+    @property
     def weight(self) -> Tensor:
         """The layer's own weight, in its own dtype."""
         return self.module.weight
@@ -74,8 +84,42 @@ class Site(ABC):
         """B z: a pointwise layer of d×(r/g)."""
 
     @abstractmethod
+    def windows(self, x: Tensor) -> tuple[Tensor, list[int]]:
+        """How one output's κ inputs lie in x, as F.unfold is told it.
+
+        Returns:
+            x, with its border where unfold cannot make that itself; kernel, stride, dilation and padding, two
+            numbers each ([] for a Linear, whose windows are single tokens).
+        """
+
+    def apply_weight(self, x: Tensor) -> Tensor:
+        """W x: the base layer's own product, without its bias. In x's dtype, or autocast's."""
+        return self.apply_down(x, self.matricise(self.weight))
+
+    @abstractmethod
     def per_output(self, vector: Tensor) -> Tensor:
-        """[d] in the shape that broadcasts over the layer's output."""
+        """A number for each channel, [d] or [c], in the shape that broadcasts over an output or an input."""
+
+    def as_inputs(self, weight: Tensor) -> Tensor:
+        """[d, c/g, …] as a batch of d/g inputs, [d/g, c, …]: what mixes x's channels can then mix the weight's."""
+        return self.split_groups(weight).transpose(0, 1).flatten(1, 2)
+
+    def from_inputs(self, batch: Tensor) -> Tensor:
+        """`as_inputs` backwards."""
+        return batch.unflatten(1, (self.groups, -1)).transpose(0, 1).flatten(0, 1)
+
+    @abstractmethod
+    def apply_core(self, z: Tensor, core: Tensor, groups: int = 1) -> Tensor:
+        """A layer between narrow widths with the base's own geometry and no bias.
+
+        Args:
+            z: like the layer's input, but with q·groups channels and any leading axes.
+            core: [p, q, kh, kw] for a convolution; [p, q] is pointwise, whatever the layer.
+        """
+
+    @abstractmethod
+    def mix_blocks(self, blocks: Tensor, matrix: Tensor) -> Tensor:
+        """Σ_j matrix[g, i, j]·blocks[g, j] over the axis before the channels; [..., g, j, channels(, h, w)]."""
 
     def split_groups(self, factor: Tensor) -> Tensor:
         """n×m as g×(n/g)×m: the rows of each group; a view."""
@@ -94,6 +138,15 @@ class Site(ABC):
         kernels = self.split_groups(down.to(weight.dtype))
         return (weight @ kernels.mT).flatten(0, 1).to(down.dtype)
 
+    def block_products(self, rows: Tensor) -> Tensor:
+        """Row i of W in blocks of q columns, each times row i mod b of `rows`. [b, q] → [d, κ/q] in their dtype.
+
+        d·q numbers are built on the way, in the weight's dtype: W itself is only looked at.
+        """
+        weight = self.matricise(self.weight).unflatten(1, (-1, rows.shape[1]))
+        repeated = rows.to(weight.dtype).repeat(self.rows // rows.shape[0], 1)
+        return (weight @ repeated[:, :, None]).squeeze(-1).to(rows.dtype)
+
 
 @dataclass(frozen=True, eq=False)
 class LinearSite(Site):
@@ -109,11 +162,29 @@ class LinearSite(Site):
     def groups(self) -> int:
         return 1
 
+    @property
+    def channels(self) -> int:
+        return self.module.in_features
+
+    @property
+    def channel_axis(self) -> int:
+        return -1
+
     def apply_down(self, x: Tensor, down: Tensor) -> Tensor:
         return F.linear(x, down)
 
     def apply_up(self, z: Tensor, up: Tensor) -> Tensor:
         return F.linear(z, up)
+
+    def windows(self, x: Tensor) -> tuple[Tensor, list[int]]:
+        return x, []
+
+    def apply_core(self, z: Tensor, core: Tensor, groups: int = 1) -> Tensor:
+        return F.linear(z, core)
+
+    def mix_blocks(self, blocks: Tensor, matrix: Tensor) -> Tensor:
+        # contiguous: matmul computes other strides another way without gradients, which checkpointing would notice
+        return F.linear(blocks.mT.contiguous(), matrix[0]).mT.contiguous()
 
     def per_output(self, vector: Tensor) -> Tensor:
         return vector
@@ -133,16 +204,45 @@ class ConvSite(Site):
     def groups(self) -> int:
         return self.module.groups
 
+    @property
+    def channels(self) -> int:
+        return self.module.in_channels
+
+    @property
+    def channel_axis(self) -> int:
+        return -3
+
     def apply_down(self, x: Tensor, down: Tensor) -> Tensor:
+        return self._convolve(x, down.reshape(-1, *self.module.weight.shape[1:]), self.groups)
+
+    def _convolve(self, x: Tensor, kernels: Tensor, groups: int) -> Tensor:
         conv = self.module
-        kernels = down.reshape(-1, *conv.weight.shape[1:])
         if conv.padding_mode != "zeros":
             x = F.pad(x, _borders(conv), mode=conv.padding_mode)
-            return F.conv2d(x, kernels, None, conv.stride, 0, conv.dilation, conv.groups)
-        return F.conv2d(x, kernels, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+            return F.conv2d(x, kernels, None, conv.stride, 0, conv.dilation, groups)
+        return F.conv2d(x, kernels, None, conv.stride, conv.padding, conv.dilation, groups)
 
     def apply_up(self, z: Tensor, up: Tensor) -> Tensor:
         return F.conv2d(z, up[:, :, None, None], groups=self.groups)
+
+    def windows(self, x: Tensor) -> tuple[Tensor, list[int]]:
+        conv, padding = self.module, (0, 0)
+        if conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
+            padding = conv.padding
+        else:
+            x = F.pad(x, _borders(conv), mode="constant" if conv.padding_mode == "zeros" else conv.padding_mode)
+        return x, [*conv.kernel_size, *conv.stride, *conv.dilation, *padding]
+
+    def apply_core(self, z: Tensor, core: Tensor, groups: int = 1) -> Tensor:
+        flat = z if z.ndim <= 4 else z.flatten(0, -4)
+        if core.ndim == 2:
+            y = F.conv2d(flat, core[:, :, None, None], groups=groups)
+        else:
+            y = self._convolve(flat, core, groups)
+        return y if z.ndim <= 4 else y.unflatten(0, z.shape[:-3])
+
+    def mix_blocks(self, blocks: Tensor, matrix: Tensor) -> Tensor:
+        return (matrix @ blocks.flatten(-3)).unflatten(-1, blocks.shape[-3:])
 
     def per_output(self, vector: Tensor) -> Tensor:
         return vector[:, None, None]
@@ -202,6 +302,10 @@ GROUPS: dict[str, Callable[[Site, str], bool]] = {
     "down": _by_name(r"^down_blocks\."),
     "mid": _by_name(r"^mid_block\."),
     "up": _by_name(r"^up_blocks\."),
+    "resnet": _by_name(r"(^|\.)resnets\."),
+    # B-LoRA (arXiv 2403.14572): the two of SDXL's transformers that decide what is drawn, and how
+    "content": _by_name(r"^up_blocks\.0\.attentions\.0\."),
+    "style": _by_name(r"^up_blocks\.0\.attentions\.1\."),
 }
 
 
@@ -225,7 +329,7 @@ def select_sites(model: nn.Module, component: str, target: str) -> list[Site]:
     Args:
         component: what the model is in the pipeline ("unet", "text_encoder", …): prefixes the names.
         target: comma list of named groups (GROUPS; "down.1", "up.0" for one block) and patterns with * and ? over
-            module paths ("down_blocks.*.to_q").
+            module paths ("down_blocks.*.to_q"); "&" between them takes what is in both ("cross-attention&up.0").
 
     Raises:
         UserInputError: the target is empty, or a word of it matched no layer (names the nearest).
@@ -236,12 +340,27 @@ def select_sites(model: nn.Module, component: str, target: str) -> list[Site]:
     candidates = _candidates(model, component)
     chosen: set[str] = set()
     for word in words:
-        wanted = _predicate(word)
-        matched = {path for path, site in candidates.items() if wanted(site, path)}
-        if not matched:
-            raise _nothing_matched(word, component, list(candidates))
-        chosen |= matched
+        chosen |= _matched(word, candidates, component)
     return [site for path, site in candidates.items() if path in chosen]
+
+
+def _matched(word: str, candidates: dict[str, Site], component: str) -> set[str]:
+    """The paths that are in every part of a word such as "attention&up.0"."""
+    matched = set(candidates)
+    parts = [part.strip() for part in word.split("&")]
+    for part in parts:
+        if not part:
+            raise UserInputError(f"The target {word!r} lacks a name beside its &.", 'Write it like "conv&up.0".')
+        wanted = _predicate(part)
+        found = {path for path, site in candidates.items() if wanted(site, path)}
+        if not found:
+            raise _nothing_matched(part, component, list(candidates))
+        matched &= found
+    if not matched:
+        raise UserInputError(
+            f"No layer of {component} is in {' and in '.join(parts)} at once.", "A comma takes what is in either."
+        )
+    return matched
 
 
 def _candidates(model: nn.Module, component: str) -> dict[str, Site]:

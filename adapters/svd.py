@@ -27,6 +27,9 @@ POWER_STEPS = 2
 _DRAWN_PART = 4
 """Randomised where fewer than one in so many singular vectors is wanted; exact is as fast elsewhere."""
 
+_SQUARED_AWAY = 1e-6
+"""σ/σ_max below which fp64 squares no longer give an fp32 vector."""
+
 
 class Svd(NamedTuple):
     """Part of W = U S Vᵀ, batched over a convolution's groups: signs are as the driver left them."""
@@ -126,8 +129,28 @@ def randomised(weight: Tensor, count: int) -> Svd:
 
 @torch.no_grad()
 def exact(weight: Tensor) -> Svd:
-    """All of W's singular values and vectors."""
-    return Svd(*torch.linalg.svd(weight, full_matrices=False))
+    """All of W's singular values and vectors.
+
+    On a GPU from the Gram matrix of the narrow side in fp64: five times faster than cuSOLVER's SVD, and for an fp32
+    weight as accurate (values to 6e-8, vectors orthonormal to 1e-6; benchmarks/decompositions.py), as long as
+    no value is lost to squaring; such a weight goes the ordinary way.
+    """
+    if weight.device.type != "cuda" or weight.dtype == torch.float64:
+        return Svd(*torch.linalg.svd(weight, full_matrices=False))
+    found = by_gram(weight)
+    trusted = (found.s[:, -1] > _SQUARED_AWAY * found.s[:, 0]).all()
+    return found if bool(trusted) else Svd(*torch.linalg.svd(weight, full_matrices=False))
+
+
+def by_gram(weight: Tensor) -> Svd:
+    """W = U S Vᵀ from the eigenvectors of WᵀW (or W Wᵀ, where that is smaller) in fp64."""
+    wide = weight.shape[-1] > weight.shape[-2]
+    tall = (weight.mT if wide else weight).double()
+    values, vectors = torch.linalg.eigh(tall.mT @ tall)
+    right, sigma = vectors.flip(-1), values.flip(-1).clamp_min(0).sqrt()
+    left = (tall @ right) / sigma[:, None].clamp_min(torch.finfo(sigma.dtype).tiny)
+    left, sigma, right = left.to(weight), sigma.to(weight), right.to(weight)
+    return Svd(right, sigma, left.mT) if wide else Svd(left, sigma, right.mT)
 
 
 def _first(weight: Tensor, count: int) -> Svd:

@@ -85,7 +85,8 @@ def train(
     adapter: Annotated[str | None, typer.Option(metavar="NAME", help="Method; studio adapters lists them.")] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", help="Optimizer steps.")] = None,
     preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="quick, balanced (unless said otherwise), best or low-memory.")
+        str | None,
+        typer.Option(metavar="NAME", help="quick, balanced (unless said otherwise), best, low-memory or b-lora."),
     ] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE.yaml", help="Keys from a YAML file.")] = None,
     assignments: Annotated[
@@ -121,6 +122,10 @@ def sample(
     strength: Annotated[
         list[float] | None, typer.Option(metavar="S", help="Strength of the adapters: once, or once for each.")
     ] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAYERS", help="Layers of the adapters to use, such as style: once, or once for each."),
+    ] = None,
     count: Annotated[int, typer.Option("-n", metavar="N", min=1, help="Pictures a prompt.")] = 4,
     seed: Annotated[
         int, typer.Option(metavar="N", min=0, help="Seed of the first picture; the next has one more.")
@@ -146,6 +151,7 @@ def sample(
         adapters=adapters or [],
         prompts=prompt,
         strengths=strength or [1.0],
+        parts=part or (),
         count=count,
         seed=seed,
         size=None if size is None else sampling.parse_size(size),
@@ -161,10 +167,10 @@ def sample(
 
 @app.command()
 def adapters(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
-    """List the adapter methods with their papers and knobs."""
+    """List the adapter methods with their papers and knobs, the starts, scales and optimizer rules."""
     from studio import info
 
-    _print([info.methods_json()] if as_json else info.methods_text())
+    _print([info.adapters_json()] if as_json else info.adapters_text())
 
 
 @app.command("info")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from adapters.adapter_set import LayerOverride
+from adapters.anchors import INITIALISATIONS, Initialisation
 from adapters.base import Adapter
 from adapters.errors import MissingError
 from adapters.files import AdapterHeader, load_adapter
@@ -18,6 +20,7 @@ from studio.progress import size
 from studio.recipe import read_recipes
 from studio.sampling import adapter_path
 from studio.schema import describe
+from trainers.rules import NONE, RULES, Rule
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -39,7 +42,7 @@ def _describe_picture(path: Path) -> Iterator[str]:
     for recipe in found:
         yield recipe.as_text()
         for use in recipe.adapters:
-            yield f"  {use.file} at strength {use.strength:g} (sha256 {use.sha256})"
+            yield f"  {use.file} {use} (sha256 {use.sha256})"
         yield f"  base {recipe.base} (hash {recipe.base_hash})"
 
 
@@ -51,8 +54,15 @@ def _describe_adapter(path: Path) -> Iterator[str]:
     knobs = ", ".join(f"{name} {_value(value)}" for name, value in _knobs(header.spec).items())
     yield f"  knobs: {knobs}"
     yield "  learnt layers: " + "; ".join(f"{part}: {target}" for part, target in header.targets.items())
+    yield from (f"  but {_override(override)}" for override in header.overrides)
     yield from (f"  {name.replace('_', ' ')}: {_value(value)}" for name, value in _card(header).items())
     yield from (f"  warning: {text}" for text in card_warnings(header))
+
+
+def _override(override: LayerOverride) -> str:
+    knobs = [f"{name} {_value(value)}" for name, value in override.adapter.items()]
+    rate = [] if override.learning_rate is None else [f"learning rate {override.learning_rate:g}"]
+    return f"{override.component}: {override.layers}: " + ", ".join(knobs + rate)
 
 
 def _knobs(spec: BaseModel) -> dict[str, Any]:
@@ -96,14 +106,46 @@ def _method(name: str, method: type[Adapter]) -> dict[str, Any]:
     }
 
 
-def methods_json() -> str:
-    return json.dumps(methods(), indent=2, ensure_ascii=False)
+def starts() -> list[dict[str, str]]:
+    """What `adapter.init` chooses from, besides gaussian."""
+    return [{"name": name, **_told(start)} for name, start in sorted(INITIALISATIONS.items())]
 
 
-def methods_text() -> Iterator[str]:
-    """A paragraph a method."""
+def scales() -> list[dict[str, str]]:
+    """What the product of two factors is multiplied by."""
+    rslora = {"title": "rsLoRA", "paper": "arXiv 2312.03732", "equation": "s = α/√r in the place of α/r"}
+    return [{"name": "rslora", **rslora, "key": "adapter.rank_stabilized=true"}]
+
+
+def rules() -> list[dict[str, str]]:
+    """What `optim.rule` chooses from, besides none."""
+    return [{"name": name, **_told(rule)} for name, rule in sorted(RULES.items()) if name != NONE]
+
+
+def _told(kind: type[Initialisation] | type[Rule]) -> dict[str, str]:
+    return {"title": kind.title, "paper": kind.paper, "equation": kind.equation}
+
+
+def adapters_json() -> str:
+    """Methods, and what goes with any of them."""
+    whole = {"methods": methods(), "initialisations": starts(), "scales": scales(), "rules": rules()}
+    return json.dumps(whole, indent=2, ensure_ascii=False)
+
+
+def adapters_text() -> Iterator[str]:
+    """A paragraph a method, start, scale and rule."""
     for method in methods():
-        yield f"{method['name']}: {method['title']} ({method['paper']})"
-        yield f"    {method['equation']}"
+        yield from _paragraph(method, method["name"])
         for knob in method["knobs"]:
             yield f"    adapter.{knob['name']} ({knob['takes']}; default {knob['default']}): {knob['meaning']}"
+    for start in starts():
+        yield from _paragraph(start, f"adapter.init={start['name']}")
+    for scale in scales():
+        yield from _paragraph(scale, scale["key"])
+    for rule in rules():
+        yield from _paragraph(rule, f"optim.rule={rule['name']}")
+
+
+def _paragraph(entry: Mapping[str, Any], name: str) -> Iterator[str]:
+    yield f"{name}: {entry['title']} ({entry['paper']})"
+    yield f"    {entry['equation']}"

@@ -26,6 +26,11 @@ class AdapterUse(_Part):
     file: str
     sha256: str
     strength: float
+    part: str | None = None
+    """The layers it was kept to (`studio sample --part`); all where it is None."""
+
+    def __str__(self) -> str:
+        return f"at {self.strength:g}" + (f", {self.part} alone" if self.part else "")
 
 
 class Recipe(_Part):
@@ -55,7 +60,7 @@ class Recipe(_Part):
             "Model": self.base,
         }
         if self.adapters:
-            uses = [f"{Path(use.file).stem}: {use.sha256[:12]} at {use.strength:g}" for use in self.adapters]
+            uses = [f"{Path(use.file).stem}: {use.sha256[:12]} {use}" for use in self.adapters]
             pairs["Lora hashes"] = json.dumps(", ".join(uses))
         pairs["Version"] = f"spectral-studio {self.version}"
         lines = [self.prompt]

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 from rich.console import Console
@@ -25,6 +26,7 @@ from trainers.samples import grid
 from trainers.sdxl import SCHEDULERS, Base, generate, load_base
 
 PICTURES = Path("samples")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Request:
     adapters: Sequence[Path]
     prompts: Sequence[str]
     strengths: Sequence[float] = (1.0,)
+    parts: Sequence[str] = ()
+    """Which layers of the adapters are used: none named: all; one: for each; else one an adapter."""
     count: int = 4
     seed: int = 0
     size: tuple[int, int] | None = None
@@ -50,10 +54,11 @@ class _Loaded:
     path: Path
     file: AdapterFile
     strength: float
+    part: str | None
 
     def use(self) -> AdapterUse:
         digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
-        return AdapterUse(file=str(self.path), sha256=digest, strength=self.strength)
+        return AdapterUse(file=str(self.path), sha256=digest, strength=self.strength, part=self.part)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -88,7 +93,7 @@ def sample(request: Request, console: Console) -> Path:
     out = request.out or next_free(PICTURES, slug(request.prompts[0]))
     with ExitStack() as stack:
         for one in loaded:
-            attached = attach_file(base.components, one.file, known_hash=base.hash)
+            attached = attach_file(base.components, one.file, known_hash=base.hash, part=one.part)
             attached.to(base.device)
             stack.callback(attached.detach)
             attached.strength = one.strength
@@ -102,16 +107,24 @@ def _warn(console: Console, text: str) -> None:
 
 
 def _load(request: Request) -> list[_Loaded]:
-    strengths = list(request.strengths) or [1.0]
     paths = [adapter_path(given) for given in request.adapters]
-    if len(strengths) == 1:
-        strengths *= len(paths)
-    if len(strengths) != len(paths):
+    strengths = _for_each("strength", list(request.strengths) or [1.0], len(paths))
+    parts = _for_each("part", list[str | None](request.parts) or [None], len(paths))
+    return [
+        _Loaded(path, load_adapter(path), strength, part)
+        for path, strength, part in zip(paths, strengths, parts, strict=True)
+    ]
+
+
+def _for_each(option: str, given: list[Value], count: int) -> list[Value]:
+    """An option given once for all adapters, or once for each."""
+    values = given * count if len(given) == 1 else given
+    if len(values) != count:
         raise UserInputError(
-            f"There are {len(paths)} adapters and {len(strengths)} strengths.",
-            "Give --strength once for all, or once for each adapter in their order.",
+            f"There are {count} adapters and {len(given)} {option}s.",
+            f"Give --{option} once for all, or once for each adapter in their order.",
         )
-    return [_Loaded(path, load_adapter(path), strength) for path, strength in zip(paths, strengths, strict=True)]
+    return values
 
 
 def _common_base(loaded: Sequence[_Loaded]) -> str:

@@ -89,6 +89,8 @@ def _type_text(annotation: Any) -> str:
         return "list of " + " and ".join(dict.fromkeys(_type_text(part) for part in inner))
     if origin is dict or member is dict:
         return "keys and values"
+    if isinstance(member, type) and issubclass(member, BaseModel):
+        return "{" + ", ".join(member.model_fields) + "}"
     return _NAMES.get(member, getattr(member, "__name__", str(member)).lower())
 
 

@@ -10,10 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validat
 
 from adapters.adapter_set import LayerOverride
 from adapters.base import AdapterSpec
+from adapters.errors import UserInputError
+from adapters.inject import overridden_spec
 from adapters.registry import layer_type, make_spec, parse_spec
 from trainers.dataset import DataConfig
 from trainers.objective import ObjectiveConfig
 from trainers.optim import OptimConfig
+from trainers.rules import RULES
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -29,7 +32,7 @@ class TargetConfig(BaseModel):
     text_encoder_2: str = Field(default="none", description="layers of the second text encoder (OpenCLIP bigG)")
     overrides: tuple[LayerOverride, ...] = Field(
         default=(),
-        description="other knobs or learning rates for some: component, layers, adapter, learning_rate",
+        description="other knobs or learning rates for some of these layers; a later one wins",
     )
 
     @model_validator(mode="after")
@@ -102,6 +105,27 @@ class TrainConfig(BaseModel):
     @classmethod
     def _adapter_by_method(cls, value: Any) -> Any:
         return parse_spec(value) if isinstance(value, dict) else value  # pyright: ignore[reportUnknownArgumentType]
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> TrainConfig:
+        """What can be refused before a base is loaded."""
+        RULES[self.optim.rule].check(self.adapter)
+        learning = list(self.targets.chosen())
+        for override in self.targets.overrides:
+            if override.component not in learning:
+                raise UserInputError(
+                    f"An override is for {override.component!r}, but what learns is {' and '.join(learning)}.",
+                    f"Set targets.{override.component}, too, or correct the override's component."
+                    if override.component in TargetConfig.model_fields
+                    else "An override's component is unet, text_encoder or text_encoder_2.",
+                )
+            overridden_spec(self.adapter, override)
+            if override.learning_rate is not None and self.optim.finds_its_rate:
+                raise UserInputError(
+                    f"{self.optim.name} finds one learning rate for all layers.",
+                    f"Leave learning_rate out of the override for {override.layers!r}.",
+                )
+        return self
 
     def decisive(self) -> dict[str, Any]:
         """What a resume must find unchanged: all but where pictures lie and how often things are saved or shown."""

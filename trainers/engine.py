@@ -22,6 +22,7 @@ from trainers.batches import Batch, BatchPlan
 from trainers.config import TrainConfig
 from trainers.ema import MovingAverage
 from trainers.optim import build_optimizer, build_schedule, clip_gradients
+from trainers.rules import RULES, Rule
 from trainers.seeds import derive_seed, generator_for
 from trainers.text import TextSource
 
@@ -49,13 +50,14 @@ class Engine:
     ) -> None:
         self.unet, self.adapter, self.plan, self.text = unet, adapter, plan, text
         self.scheduler, self.config, self.dtype = scheduler, config, dtype
+        self.rule = RULES[config.optim.rule](adapter, config.optim.rule_ratio)  # may freeze parameters: goes first
         self.parameters = list(adapter.parameters())
         self.device = self.parameters[0].device
         self._alphas = scheduler.alphas_cumprod.to(self.device)
         scheduler.alphas_cumprod = self._alphas
         self._velocity = scheduler.config["prediction_type"] == "v_prediction"
         on_gpu = self.device.type == "cuda"
-        self.optimizer = build_optimizer(config.optim, parameter_groups(adapter, config), fused=on_gpu)
+        self.optimizer = build_optimizer(config.optim, parameter_groups(adapter, config, self.rule), fused=on_gpu)
         _switch(self.optimizer, "train")
         self.schedule = build_schedule(config.optim, self.optimizer, config.steps)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16 and on_gpu)
@@ -95,6 +97,7 @@ class Engine:
     def _update(self, number: int) -> Tensor:
         self.scaler.unscale_(self.optimizer)
         self.adapter.on_backward()
+        self.rule.on_backward()
         norm = clip_gradients(self.parameters, self.config.optim.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -134,13 +137,17 @@ class Engine:
         return objective.picture_losses(errors, batch.mask, weights)
 
 
-def parameter_groups(adapter: AdapterSet, config: TrainConfig) -> list[dict[str, object]]:
+def parameter_groups(adapter: AdapterSet, config: TrainConfig, rule: Rule) -> list[dict[str, object]]:
     """One optimizer group for each component (UNet first), role of its factors and learning rate of its own."""
     groups: list[dict[str, object]] = []
     for component in config.targets.chosen():
         for group in adapter.parameter_groups(component):
             rate = group.learning_rate or config.optim.rate_for(component)
-            groups.append({"params": group.parameters, "lr": rate, "name": f"{component}.{group.role}"})
+            alike: dict[float, list[nn.Parameter]] = {}
+            for parameter in group.parameters:
+                alike.setdefault(rule.rate_factor(group.role, parameter), []).append(parameter)
+            for factor, members in alike.items():
+                groups.append({"params": members, "lr": rate * factor, "name": f"{component}.{group.role}"})
     return groups
 
 

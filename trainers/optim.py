@@ -8,15 +8,16 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterator
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from adapters.errors import MissingError, UnknownNameError, UserInputError
+from trainers.rules import NONE, RULES, known_rule
 
 _SOURCES = ("torch.optim", "prodigyopt", "pytorch_optimizer", "bitsandbytes.optim")
 _OPTIONAL = {"prodigyopt", "pytorch_optimizer", "bitsandbytes.optim"}
@@ -41,6 +42,12 @@ class OptimConfig(BaseModel):
     schedule: Schedule = Field(default="constant", description="learning-rate schedule")
     warmup_steps: int = Field(default=0, ge=0, description="steps of linear warm-up")
     max_grad_norm: float = Field(default=1.0, ge=0, description="gradient norm is clipped to this; 0: no clipping")
+    rule: Annotated[str, AfterValidator(known_rule)] = Field(
+        default=NONE, description="what is done to factors' gradients and rates: none, lora+, lora-fa or lora-pro"
+    )
+    rule_ratio: float = Field(
+        default=16.0, gt=0, description="lora+: how many times faster the up factors learn than the others"
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="further arguments of the optimizer's class")
 
     @property
@@ -53,6 +60,8 @@ class OptimConfig(BaseModel):
         own = {self.text_encoder_learning_rate, self.text_encoder_2_learning_rate} - {None, self.learning_rate}
         if self.finds_its_rate and own:
             raise ValueError(f"{self.name} finds one learning rate for all parts: leave the text encoders' out")
+        if self.finds_its_rate and RULES[self.rule].sets_rates:
+            raise ValueError(f"{self.name} finds one learning rate for all factors: leave rule={self.rule} out")
         return self
 
     @property

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from adapters.base import REGISTRY
 from adapters.files import load_adapter
 from studio import __version__, config, training
 from studio.cli import app
@@ -196,11 +197,27 @@ def test_info_tells_how_a_picture_was_made(run: RunFolder, tmp_path: Path):
 
 
 def test_adapters_lists_every_method_with_paper_and_knobs():
-    listed = {method["name"]: method for method in json.loads(succeeded("adapters", "--json").stdout)}
-    assert {"lora", "dora"} <= listed.keys()
+    whole = json.loads(succeeded("adapters", "--json").stdout)
+    listed = {method["name"]: method for method in whole["methods"]}
+    assert listed.keys() == set(REGISTRY)
     assert "2106.09685" in listed["lora"]["paper"]
     assert "rank" in {knob["name"] for knob in listed["lora"]["knobs"]}
     assert "adapter.rank" in succeeded("adapters").stdout
+
+
+@pytest.mark.parametrize(
+    ("group", "names", "key"),
+    [
+        ("initialisations", {"pissa", "milora", "olora", "lora-ga"}, "adapter.init=pissa"),
+        ("scales", {"rslora"}, "adapter.rank_stabilized=true"),
+        ("rules", {"lora+", "lora-fa", "lora-pro"}, "optim.rule=lora-pro"),
+    ],
+)
+def test_adapters_lists_what_goes_with_any_method(group: str, names: set[str], key: str):
+    listed = {entry["name"]: entry for entry in json.loads(succeeded("adapters", "--json").stdout)[group]}
+    assert names <= listed.keys()
+    assert all(entry["title"] and entry["equation"] and "arXiv" in entry["paper"] for entry in listed.values())
+    assert key in succeeded("adapters").stdout
 
 
 def test_doctor_runs_here():

@@ -119,7 +119,10 @@ def paths(model: nn.Module, target: str) -> list[str]:
 @pytest.mark.parametrize(
     ("target", "count"),
     [("linear", 743), ("attention", 560), ("self-attention", 280), ("cross-attention", 280), ("feed-forward", 140),
-     ("conv", 51), ("all", 794), ("time-embedding", 19), ("add-embedding", 2)],
+     ("conv", 51), ("all", 794), ("time-embedding", 19), ("add-embedding", 2), ("resnet", 62),
+     ("down", 248), ("down.0", 7), ("down.1", 56), ("down.2", 185), ("mid", 109), ("up", 429), ("up.0", 339),
+     ("up.1", 80), ("up.2", 10), ("content", 112), ("style", 112), ("cross-attention&up.0", 120),
+     ("content & attention, style&attention", 160), ("feed-forward&mid", 20), ("conv&up&resnet", 27)],
 )  # fmt: skip
 def test_sdxls_unet_has_the_layers_of_the_inventory(sdxl: dict[str, nn.Module], target: str, count: int):
     assert len(select_sites(sdxl["unet"], "unet", target)) == count
@@ -154,6 +157,53 @@ def test_blocks_are_chosen_by_their_number(small: UNet2DConditionModel):
     assert set(paths(small, "down.1")) == {p for p in paths(small, "all") if p.startswith("down_blocks.1.")}
     assert set(paths(small, "mid")) == {p for p in paths(small, "all") if p.startswith("mid_block.")}
     assert len(paths(small, "down")) == sum(len(paths(small, f"down.{i}")) for i in range(3))
+
+
+@pytest.mark.parametrize(
+    ("component", "target", "count"),
+    [("text_encoder", "attention", 48), ("text_encoder", "self-attention", 48), ("text_encoder", "feed-forward", 24),
+     ("text_encoder", "linear", 72), ("text_encoder", "all", 72), ("text_encoder_2", "attention", 128),
+     ("text_encoder_2", "self-attention", 128), ("text_encoder_2", "feed-forward", 64), ("text_encoder_2", "all", 192)],
+)  # fmt: skip
+def test_sdxls_text_encoders_have_the_layers_of_the_inventory(
+    sdxl: dict[str, nn.Module], component: str, target: str, count: int
+):
+    assert len(select_sites(sdxl[component], component, target)) == count
+
+
+def test_every_layer_of_the_unet_is_in_a_block_or_at_an_end_of_it(sdxl: dict[str, nn.Module]):
+    blocks = paths(sdxl["unet"], "down, mid, up, time-embedding, add-embedding")
+    assert set(paths(sdxl["unet"], "all")) - set(blocks) == {"conv_in", "conv_out"}
+
+
+def test_b_loras_halves_are_the_first_two_transformers_of_the_first_up_block(sdxl: dict[str, nn.Module]):
+    for word, number in (("content", 0), ("style", 1)):
+        whole = paths(sdxl["unet"], f"up_blocks.0.attentions.{number}.*")
+        assert paths(sdxl["unet"], word) == whole
+        assert len(paths(sdxl["unet"], f"{word}&attention")) == 80
+
+
+def test_an_ampersand_takes_what_is_in_both(small: UNet2DConditionModel):
+    both = [path for path in paths(small, "cross-attention") if path.startswith("up_blocks.0.")]
+    assert paths(small, "cross-attention&up.0") == paths(small, " up.0 & cross-attention ") == both != []
+    assert paths(small, "*.to_q&mid&self-attention") == ["mid_block.attentions.0.transformer_blocks.0.attn1.to_q"]
+    assert set(paths(small, "conv&down.0, conv_in")) == {*paths(small, "conv&down.0"), "conv_in"}
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("conv&feed-forward", "No layer of unet is in conv and in feed-forward at once"),
+        ("conv&", "lacks a name beside its &"),
+        ("&", "lacks a name beside its &"),
+        ("conv&upp", "called 'upp'"),
+        ("conv&up.7", "'up.7'"),
+    ],
+)
+def test_an_intersection_that_is_empty_or_misspelt_is_refused(small: UNet2DConditionModel, target: str, said: str):
+    with pytest.raises(UserInputError) as caught:
+        select_sites(small, "unet", target)
+    assert said in caught.value.what
 
 
 def test_a_list_of_targets_is_their_union_in_the_models_order(small: UNet2DConditionModel):
