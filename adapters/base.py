@@ -101,22 +101,18 @@ class GradientPair:
 
 
 class Calibration(ABC):
-    """Something that one layer learns from gradients of the bare base over a few batches, before the first step.
+    """Something that one layer learns from gradients of the bare base, before the first step (adapters.calibrate)."""
 
-    The batches are gone through `passes` times, the same ones each time (adapters.calibrate).
-    """
-
-    passes: ClassVar[int] = 1
     draws: int
-    """How many batches."""
+    """Over how many batches."""
 
     @abstractmethod
-    def observe(self, number: int, gradient: Tensor) -> None:
-        """One batch's ∂loss/∂W in the weight's shape, fp32 or fp64, in pass `number` (from 0). Not to be kept."""
+    def observe(self, gradient: Tensor) -> None:
+        """One batch's ∂loss/∂W in the weight's shape, fp32 or fp64. Not to be changed."""
 
     @abstractmethod
     def finish(self) -> None:
-        """After the last pass."""
+        """After the last batch."""
 
 
 REGISTRY: dict[str, type[Adapter]] = {}

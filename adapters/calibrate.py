@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -26,44 +26,38 @@ def calibrate(adapter_set: AdapterSet, backward: Callable[[int], None]) -> Itera
         backward: computes the loss of batch n (from 0; the same batch each time) and calls backward on it.
     """
     waiting = [
-        (adapter.site.module, calibration)
-        for adapter in adapter_set.adapters.values()
-        for calibration in adapter.calibrations()
+        (adapter.site.module, found) for adapter in adapter_set.adapters.values() if (found := adapter.calibrations())
     ]
     chunks = _chunks(waiting)
-    total = sum(_passes(chunk) * _draws(chunk) for chunk in chunks)
+    total = sum(_draws(chunk) for chunk in chunks)
     done = 0
     for chunk in chunks:
-        for number in range(_passes(chunk)):
-            with _Watch(chunk, number):
-                for draw in range(_draws(chunk)):
-                    backward(draw)
-                    done += 1
-                    yield done, total
-        for _, calibration in chunk:
-            calibration.finish()
+        with _Watch(chunk):
+            for draw in range(_draws(chunk)):
+                backward(draw)
+                done += 1
+                yield done, total
+        for _, calibrations in chunk:
+            for calibration in calibrations:
+                calibration.finish()
 
 
-Waiting = tuple[nn.Linear | nn.Conv2d, Calibration]
-
-
-def _passes(chunk: list[Waiting]) -> int:
-    return max(calibration.passes for _, calibration in chunk)
+Waiting = tuple[nn.Linear | nn.Conv2d, Sequence[Calibration]]
 
 
 def _draws(chunk: list[Waiting]) -> int:
-    return max(calibration.draws for _, calibration in chunk)
+    return max(calibration.draws for _, calibrations in chunk for calibration in calibrations)
 
 
 def _chunks(waiting: list[Waiting]) -> list[list[Waiting]]:
     chunks: list[list[Waiting]] = []
     room = 0
-    for module, calibration in waiting:
-        size = 4 * module.weight.numel()
+    for module, calibrations in waiting:
+        size = 4 * module.weight.numel() * len(calibrations)
         if size > room or not chunks:
             chunks.append([])
             room = CHUNK_BYTES
-        chunks[-1].append((module, calibration))
+        chunks[-1].append((module, calibrations))
         room -= size
     return chunks
 
@@ -71,21 +65,23 @@ def _chunks(waiting: list[Waiting]) -> list[list[Waiting]]:
 class _Watch:
     """Lets the weights of a chunk have gradients, and takes each away as soon as it is there."""
 
-    def __init__(self, chunk: list[Waiting], number: int) -> None:
-        self.chunk, self.number = chunk, number
+    def __init__(self, chunk: list[Waiting]) -> None:
+        self.chunk = chunk
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> None:
-        for module, calibration in self.chunk:
+        for module, calibrations in self.chunk:
             module.weight.requires_grad_(True)
-            hook = self._taker(calibration)
+            hook = self._taker(calibrations)
             self._handles.append(module.weight.register_post_accumulate_grad_hook(hook))
 
-    def _taker(self, calibration: Calibration) -> Callable[[torch.Tensor], None]:
+    def _taker(self, calibrations: Sequence[Calibration]) -> Callable[[torch.Tensor], None]:
         def take(weight: torch.Tensor) -> None:
             assert weight.grad is not None
             with torch.no_grad():
-                calibration.observe(self.number, master(weight.grad))
+                gradient = master(weight.grad)
+                for calibration in calibrations:
+                    calibration.observe(gradient)
             weight.grad = None
 
         return take

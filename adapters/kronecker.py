@@ -154,7 +154,7 @@ class Kronecker(Adapter):
     def row_norm2(self, base_norm2: Tensor) -> Tensor:
         """With i = (i1, i2): ‖W_i‖² + 2·Σ_t A_t[i1]·(W_i B_t[i2]) + Σ_tu ⟨A_t[i1], A_u[i1]⟩⟨B_t[i2], B_u[i2]⟩.
 
-        W is read once for each term (dκ multiply-adds); d·κ/a2 numbers are built, never d×κ.
+        W is read once for each term (dκ multiply-adds); d·κ/a2 numbers are built: fewer than d×κ but for a2 = 1.
         """
         dense = [(a, dense_second(b)) for a, b in self.products()]
         total = base_norm2

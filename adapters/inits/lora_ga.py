@@ -37,7 +37,7 @@ class MeanGradient(Calibration):
         self.count = spec.rank // site.groups
         self.sum: Tensor | None = None
 
-    def observe(self, number: int, gradient: Tensor) -> None:
+    def observe(self, gradient: Tensor) -> None:
         self.sum = gradient if self.sum is None else self.sum + gradient
 
     def finish(self) -> None:

@@ -15,6 +15,7 @@ from adapters.layer import master
 from adapters.low_rank import Chain, rank_for
 from adapters.methods.lora import Lora
 from adapters.sites import Site
+from adapters.svd import exact
 
 
 class LoraDashSpec(AnchoredSpec, frozen=True):
@@ -47,7 +48,6 @@ class LoraDash(Lora, spec=LoraDashSpec):
     def __init__(self, site: Site, weight: Tensor, spec: LoraDashSpec, context: Context) -> None:
         super().__init__(site, weight, spec, context)
         self.start_step, self.epsilon, self.relative = spec.start_step, spec.epsilon, spec.relative_epsilon
-        self.decomposer = context.decomposer
         split = rank_for(site, spec.directions) // site.groups
         each = min(split, site.rows // site.groups, site.columns)
         self.core = nn.Parameter(weight.new_zeros(each * site.groups))
@@ -75,7 +75,7 @@ class LoraDash(Lora, spec=LoraDashSpec):
         """The switch: an exact decomposition of W; ΔW is met through its factors only."""
         site, each = self.site, self.chosen.shape[1]
         matrices = site.split_groups(site.matricise(master(site.weight)))
-        whole = self.decomposer.columns(matrices, torch.arange(min(matrices.shape[1:])))
+        whole = exact(matrices)  # not kept on disk: all of U and V are as large as the base
         pair = super().chain()
         up, down = site.split_groups(pair.scale * pair.up), site.split_groups(pair.down)
         diagonal = ((whole.u.mT @ up) * (whole.vt @ down.mT)).sum(-1)

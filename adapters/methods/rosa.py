@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from adapters.anchors import AnchoredSpec
 from adapters.base import Adapter, Calibration, Context, GradientPair
-from adapters.errors import UserInputError
 from adapters.kernels import chain
 from adapters.methods.lora import Lora
 from adapters.sites import Site
@@ -41,11 +40,6 @@ class Rosa(Adapter, spec=RosaSpec):
         super().__init__(site, weight, spec, context)
         self.dropout, self.draws = spec.dropout, spec.calibration_draws
         self.pair = Lora(site, weight, spec, context)
-        if self.pair.calibrations():  # adapters.calibrate gives a layer's gradient to one calibration
-            raise UserInputError(
-                f"RoSA finds its entries from gradients, and so does the start {spec.init!r}: a layer has one of them.",
-                "Choose another adapter.init.",
-            )
         count = max(1, round(spec.density * weight.numel()))
         self.values = nn.Parameter(weight.new_zeros(count))
         # spread evenly until the gradients are known; int32 is enough for 2³¹ weights
@@ -73,7 +67,7 @@ class Rosa(Adapter, spec=RosaSpec):
         return self.pair.gradient_pair()
 
     def calibrations(self) -> Sequence[Calibration]:
-        return (LargestGradients(self.entries, self.draws),)
+        return (*self.pair.calibrations(), LargestGradients(self.entries, self.draws))
 
 
 class LargestGradients(Calibration):
@@ -83,9 +77,7 @@ class LargestGradients(Calibration):
         self.entries, self.draws = entries, draws
         self.sum: Tensor | None = None
 
-    def observe(self, number: int, gradient: Tensor) -> None:
-        if number > 0:  # further passes are for the start of another layer
-            return
+    def observe(self, gradient: Tensor) -> None:
         square = gradient.flatten().square()
         self.sum = square if self.sum is None else self.sum.add_(square)
 

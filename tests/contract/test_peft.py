@@ -8,7 +8,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 
 from adapters.adapter_set import AdapterSet
-from tests.contract.table import LAYERS, Base, Layer, Method, nudge
+from tests.contract.harness import LAYERS, Base, Layer, Method, nudge
 from tests.tolerances import FP32, FP64, relative_error
 
 RANK = 4

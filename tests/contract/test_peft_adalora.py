@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import AdaLoraConfig, inject_adapter_in_model
 
-from tests.contract.table import LAYERS, Base, Layer, Method, nudge
+from tests.contract.harness import LAYERS, Base, Layer, Method, nudge
 from tests.tolerances import FP64, relative_error
 
 RANK = 4

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adapters.adapter_set import AdapterSet
 from adapters.kronecker import factorization
-from tests.contract.table import LAYERS, Base, Layer, Method, nudge
+from tests.contract.harness import LAYERS, Base, Layer, Method, nudge
 from tests.tolerances import FP64, relative_error
 
 # peft leaves out the base's padding mode, so that its merged and unmerged outputs differ on the circular layer; the

@@ -13,7 +13,7 @@ import torch
 from peft import BOFTConfig, IA3Config, MissConfig, OFTConfig, PeftConfig, VeraConfig, get_peft_model
 from torch import Tensor, nn
 
-from tests.contract.table import LAYERS, Base, Layer, Method, nudge
+from tests.contract.harness import LAYERS, Base, Layer, Method, nudge
 from tests.tolerances import FP64, relative_error
 
 Pairs = list[tuple[nn.Parameter, nn.Parameter, Callable[[Tensor], Tensor]]]

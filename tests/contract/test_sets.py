@@ -17,7 +17,8 @@ from adapters.files import AdapterCard, attach_file, save_adapter
 from adapters.inject import attach, base_hash
 from adapters.registry import make_spec
 from adapters.sites import Site
-from tests.contract.table import LAYERS, METHODS, Base, Method, nudge
+from tests.contract.harness import LAYERS, Base, Method, nudge
+from tests.contract.table import METHODS
 from tests.tolerances import FP32, relative_error, same_bits
 
 DORA = next(method for method in METHODS if method.name == "dora")

@@ -15,7 +15,7 @@ from adapters.files import AdapterCard, attach_file, load_adapter, save_adapter
 from adapters.inject import attach
 from adapters.methods.adalora import AdaLora
 from adapters.registry import make_spec
-from tests.contract.table import LAYERS, Base, Method
+from tests.contract.harness import LAYERS, Base, Method
 from tests.tolerances import FP64, relative_error, same_bits
 
 STEPS, RANK = 40, 6

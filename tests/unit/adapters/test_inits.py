@@ -11,7 +11,7 @@ from adapters.calibrate import calibrate
 from adapters.inject import attach
 from adapters.methods.lora import Lora
 from adapters.registry import make_spec
-from tests.contract.table import LAYERS, Base
+from tests.contract.harness import LAYERS, Base
 from tests.tolerances import FP64, relative_error
 
 KINDS = ["linear", "conv 3x3", "conv grouped"]

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from adapters.adapter_set import AdapterSet
 from adapters.files import AdapterCard, attach_file, save_adapter
 from adapters.methods.lora_dash import LoraDash
-from tests.contract.table import LAYERS, Base, Method, nudge, train
+from tests.contract.harness import LAYERS, Base, Method, nudge, train
 from tests.tolerances import FP64, relative_error, same_bits
 
 DASH = Method("lora-dash", {"rank": 4, "alpha": 6.0, "directions": 3, "start_step": 3}, lambda _: 0)

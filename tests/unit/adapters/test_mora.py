@@ -13,7 +13,7 @@ from adapters.errors import UserInputError
 from adapters.inject import attach, base_hash
 from adapters.methods.mora import Mora
 from adapters.registry import make_spec
-from tests.contract.table import LAYERS, Base, Layer, Method, nudge
+from tests.contract.harness import LAYERS, Base, Layer, Method, nudge
 from tests.tolerances import FP32, FP64, FP64_GRADIENT, relative_error
 
 EXPERTS, TOP = 6, 2

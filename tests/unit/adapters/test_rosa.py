@@ -9,10 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapters import sparse as kernel
 from adapters.base import Context
-from adapters.errors import UserInputError
 from adapters.methods.rosa import LargestGradients, Rosa, RosaSpec
 from adapters.sites import Site, make_site
-from tests.contract.table import LAYERS, Base, Layer, Method, nudge
+from tests.contract.harness import LAYERS, Base, Layer, Method, nudge
 from tests.tolerances import BF16, FP32, FP64, relative_error
 
 ROSA = Method("rosa", {"rank": 4, "density": 0.02, "calibration_draws": 3}, lambda _: 0)
@@ -134,7 +133,7 @@ def test_one_batch_with_a_large_gradient_outweighs_many_that_cancel():
     entries = torch.zeros(1, dtype=torch.int32)
     calibration = LargestGradients(entries, 2)
     for first in (3.0, -3.0):  # the mean gradient of entry 1 is 0, its mean square 9
-        calibration.observe(0, torch.tensor([[1.0, first], [2.0, 0.0]]))
+        calibration.observe(torch.tensor([[1.0, first], [2.0, 0.0]]))
     calibration.finish()
     assert entries.tolist() == [1]
 
@@ -161,6 +160,9 @@ def test_the_row_norm_in_gram_form_is_that_of_the_dense_sum(layer: Layer, init: 
     assert relative_error(found, expected) < FP64
 
 
-def test_a_start_that_needs_the_gradients_itself_is_refused_in_words():
-    with pytest.raises(UserInputError, match="lora-ga"):
-        rosa(Base(LAYERS["linear"], torch.float32), init="lora-ga")
+def test_a_start_from_gradients_and_the_entries_share_the_batches():
+    base = Base(LAYERS["linear"], torch.float64)
+    method = Method("rosa", {"rank": 4, "density": 0.02, "init": "lora-ga", "calibration_draws": 2}, lambda _: 0)
+    adapter = base.attach(method).adapters["unet.layer"]
+    assert adapter.pair.anchor_up.abs().max() > 0
+    assert not torch.equal(adapter.entries, base.attach(method, calibration_draws=1).adapters["unet.layer"].entries)

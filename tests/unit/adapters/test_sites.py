@@ -120,8 +120,8 @@ def paths(model: nn.Module, target: str) -> list[str]:
     ("target", "count"),
     [("linear", 743), ("attention", 560), ("self-attention", 280), ("cross-attention", 280), ("feed-forward", 140),
      ("conv", 51), ("all", 794), ("time-embedding", 19), ("add-embedding", 2), ("resnet", 62),
-     ("down", 248), ("down.0", 7), ("down.1", 56), ("down.2", 185), ("mid", 109), ("up", 429), ("up.0", 339),
-     ("up.1", 80), ("up.2", 10), ("content", 112), ("style", 112), ("cross-attention&up.0", 120),
+     ("down", 270), ("down.0", 7), ("down.1", 52), ("down.2", 211), ("mid", 108), ("up", 410), ("up.0", 319),
+     ("up.1", 79), ("up.2", 12), ("content", 102), ("style", 102), ("cross-attention&up.0", 120),
      ("content & attention, style&attention", 160), ("feed-forward&mid", 20), ("conv&up&resnet", 27)],
 )  # fmt: skip
 def test_sdxls_unet_has_the_layers_of_the_inventory(sdxl: dict[str, nn.Module], target: str, count: int):

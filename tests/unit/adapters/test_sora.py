@@ -8,7 +8,7 @@ import torch
 from adapters.adapter_set import AdapterSet
 from adapters.files import AdapterCard, attach_file, load_adapter, save_adapter
 from adapters.methods.sora import Sora
-from tests.contract.table import LAYERS, Base, Method, nudge, train
+from tests.contract.harness import LAYERS, Base, Method, nudge, train
 from tests.tolerances import FP32, FP64, relative_error
 
 SORA = Method("sora", {"rank": 8, "gate_learning_rate": 0.5, "sparsity": 0.4}, lambda _: 0)

@@ -14,7 +14,7 @@ from adapters.errors import UserInputError
 from adapters.files import AdapterCard, attach_file, save_adapter
 from adapters.inject import attach
 from adapters.registry import make_spec
-from tests.contract.table import LAYERS, Base, nudge
+from tests.contract.harness import LAYERS, Base, nudge
 from tests.tolerances import FP32, FP64, relative_error, same_bits
 
 KINDS = ["linear", "conv 3x3", "conv grouped"]

@@ -13,8 +13,9 @@ from adapters.base import REGISTRY
 from adapters.errors import UnknownNameError, UserInputError
 from adapters.inject import attach
 from adapters.registry import make_spec
-from tests.contract.table import LAYERS, METHODS, backward
-from tests.contract.table import Base as Contract
+from tests.contract.harness import LAYERS, backward
+from tests.contract.harness import Base as Contract
+from tests.contract.table import METHODS
 from tests.tolerances import FP64_GRADIENT, relative_error
 from trainers.config import TrainConfig
 from trainers.engine import parameter_groups
