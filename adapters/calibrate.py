@@ -32,14 +32,14 @@ def calibrate(adapter_set: AdapterSet, backward: Callable[[int], None]) -> Itera
     total = sum(_draws(chunk) for chunk in chunks)
     done = 0
     for chunk in chunks:
-        with _Watch(chunk):
+        watch = _Watch(chunk)
+        with watch:
             for draw in range(_draws(chunk)):
                 backward(draw)
                 done += 1
                 yield done, total
-        for _, calibrations in chunk:
-            for calibration in calibrations:
-                calibration.finish()
+        for calibration in watch.seen:
+            calibration.finish()
 
 
 Waiting = tuple[nn.Linear | nn.Conv2d, Sequence[Calibration]]
@@ -67,6 +67,8 @@ class _Watch:
 
     def __init__(self, chunk: list[Waiting]) -> None:
         self.chunk = chunk
+        self.seen: dict[Calibration, None] = {}
+        """Those with a gradient: SDXL never uses its first text encoder's last layer, which then keeps its start."""
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> None:
@@ -82,6 +84,7 @@ class _Watch:
                 gradient = master(weight.grad)
                 for calibration in calibrations:
                     calibration.observe(gradient)
+                    self.seen[calibration] = None
             weight.grad = None
 
         return take

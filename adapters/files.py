@@ -24,8 +24,8 @@ from adapters.errors import FileFormatError, StudioError, UserInputError
 from adapters.inject import base_hash, build
 from adapters.registry import parse_spec
 from adapters.safe import read_safe_header, read_safe_tensors, refuse_nonfinite
-from adapters.sites import select_sites
 from adapters.svd import Unread
+from adapters.targets import select_sites
 
 FORMAT = "spectral-studio-1"
 

@@ -14,8 +14,9 @@ from adapters.base import Adapter, AdapterSpec, Context
 from adapters.errors import UserInputError
 from adapters.layer import master
 from adapters.registry import layer_type, make_spec
-from adapters.sites import Site, select_sites
+from adapters.sites import Site
 from adapters.svd import Decomposer
+from adapters.targets import select_sites
 
 
 def building(

@@ -25,6 +25,8 @@ SETTINGS = {
     ],
     "LoRA r16 linear + conv, bs 1": ["--set", "targets.unet=all"],
     "LoRA r16 attention, bs 1, fp16": ["--set", "precision=fp16"],
+    "Spectral-R r16 attention, bs 1": ["--adapter", "spectral-r"],
+    "LoKr r16 attention, bs 1": ["--adapter", "lokr"],
 }  # fmt: skip
 
 
@@ -62,6 +64,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=420, help="start no further setting after this")
+    parser.add_argument("--only", nargs="+", default=[""], help="settings that have one of these texts in their name")
     parser.add_argument("--results", type=Path, help="JSON file, rewritten after each setting")
     options = parser.parse_args()
     started = time.perf_counter()
@@ -70,6 +73,8 @@ def main() -> None:
     print(f"base made in {time.perf_counter() - started:.1f} s", flush=True)
     rows: list[dict[str, object]] = []
     for name, arguments in SETTINGS.items():
+        if not any(text in name for text in options.only):
+            continue
         if time.perf_counter() - started > options.seconds:
             break
         rows.append(run(name, arguments, options))

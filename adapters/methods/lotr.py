@@ -27,7 +27,7 @@ class Lotr(Tucker, spec=LotrSpec):
     M = 0 and L, R ~ N(0, 1) at the start. A group of n Linear layers has r(d + k) + n·r² parameters. On
     convolutions (an extension of the paper) ΔW_l = s·M_l ×1 U1 ×2 U2 ×3 U3 ×4 U4 with U1 … U4 shared: for n layers
     without groups r(d + c_in) + kh·r_h + kw·r_w + n·r²·r_h·r_w, r_h = min(r, kh) and r_w = min(r, kw); a 1×1 kernel
-    has no U3 and U4. Layers of one shape share whatever component they are in; layers of another rank do not.
+    has no U3 and U4. Layers of another component or rank do not share.
     """
 
     title: ClassVar[str] = "LoTR"
@@ -37,7 +37,8 @@ class Lotr(Tucker, spec=LotrSpec):
     def __init__(self, site: Site, weight: Tensor, spec: LotrSpec, context: Context) -> None:
         generator = context.generator(site.name)
         size = "x".join(map(str, weight.shape))
-        group = f"lotr:{site.kind}:{size}:{site.groups}:{spec.rank}:{weight.dtype}"
+        component = site.name.split(".", 1)[0]  # each has a learning rate of its own
+        group = f"lotr:{component}:{site.kind}:{size}:{site.groups}:{spec.rank}:{weight.dtype}"
 
         def factor(name: str, shape: tuple[int, ...]) -> nn.Parameter:
             if spec.share == "layer":

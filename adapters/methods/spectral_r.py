@@ -50,14 +50,13 @@ class SpectralR(Spectral, spec=SpectralRSpec):
         self.register_buffer("triangle", torch.triu_indices(width, width, 1, device=weight.device), persistent=False)
 
     def rotations(self) -> tuple[Tensor, Tensor]:
-        """R_U and R_V, [g, r/g, r/g] each."""
-        return self._rotation(self.left_angles), self._rotation(self.right_angles)
-
-    def _rotation(self, angles: Tensor) -> Tensor:
-        width = self.left.shape[1]
-        group = torch.arange(len(angles), device=angles.device)[:, None]
-        upper = angles.new_zeros(len(angles), width, width)
-        return cayley(upper.index_put((group, self.triangle[0], self.triangle[1]), angles))
+        """R_U and R_V, [g, r/g, r/g] each, from one solve."""
+        groups, width = self.site.groups, self.left.shape[1]
+        angles = torch.cat([self.left_angles, self.right_angles])
+        row = torch.arange(2 * groups, device=angles.device)[:, None]
+        upper = angles.new_zeros(2 * groups, width, width)
+        left, right = cayley(upper.index_put((row, self.triangle[0], self.triangle[1]), angles)).split(groups)
+        return left, right
 
     def chain(self) -> Chain:
         with torch.autocast(self.sigma.device.type, enabled=False):

@@ -68,11 +68,11 @@ LAYERS = {
 class Base(nn.Module):
     """A base model of one layer."""
 
-    def __init__(self, layer: Layer, dtype: torch.dtype) -> None:
+    def __init__(self, layer: Layer, dtype: torch.dtype, device: str = "cpu") -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.layer = layer.make().to(dtype)
-        self.x = torch.randn(layer.input_shape).to(dtype)
+        self.layer = layer.make().to(device, dtype)
+        self.x = torch.randn(layer.input_shape).to(device, dtype)
 
     def forward(self, x: Tensor | None = None) -> Tensor:
         return self.layer(self.x if x is None else x)
@@ -89,7 +89,7 @@ class Base(nn.Module):
 
     def _backward(self, draw: int) -> None:
         target = torch.randn(self.layer(self.x).shape, generator=torch.Generator().manual_seed(draw))
-        (self() - target).float().square().mean().backward()
+        (self() - target.to(self.x)).float().square().mean().backward()
         for parameter in self.parameters():
             parameter.grad = None
 
@@ -99,7 +99,7 @@ def nudge(adapter_set: AdapterSet, size: float = 0.1) -> None:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in adapter_set.parameters():
-            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator).to(parameter))
 
 
 def train(

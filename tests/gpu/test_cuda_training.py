@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from adapters.registry import REGISTRY
 from benchmarks.random_sdxl import random_pipeline
 from tests.support import adapter_tensors, make_pictures, quick_config
 from trainers.cache import TensorCache
@@ -49,6 +50,15 @@ def test_a_run_works_in_each_precision(folder: Path, tmp_path: Path, precision: 
     tensors = adapter_tensors(tmp_path / "out" / "adapter.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
     assert any(name.endswith("up") and tensor.abs().max() > 0 for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("method", sorted(REGISTRY))
+def test_every_method_trains_in_bf16(folder: Path, tmp_path: Path, method: str):
+    targets = {"unet": "attention, conv", "text_encoder": "attention"}
+    made = config(folder, tmp_path, precision="bf16", adapter={"method": method}, targets=targets)
+    run(made.model_copy(update={"steps": 3}), tmp_path / "out")
+    tensors = adapter_tensors(tmp_path / "out" / "adapter.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
 
 def torch_name(precision: str) -> str:

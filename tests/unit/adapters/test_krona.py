@@ -10,7 +10,7 @@ from torch import nn
 from adapters.inject import attach
 from adapters.kronecker import factorization
 from adapters.registry import make_spec
-from adapters.sites import select_sites
+from adapters.targets import select_sites
 from tests.tolerances import FP64, relative_error
 
 

@@ -11,7 +11,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from adapters.errors import UnknownNameError, UserInputError
 from adapters.inject import attach
 from adapters.registry import make_spec
-from adapters.sites import Site, make_site, select_sites
+from adapters.sites import Site, make_site
+from adapters.targets import select_sites
 from tests.tolerances import FP64, relative_error
 
 LAYERS = {
