@@ -95,7 +95,7 @@ class Engine:
         return StepResult(total, self._update(number))
 
     def _update(self, number: int) -> Tensor:
-        self.scaler.unscale_(self.optimizer)
+        self._unscale()
         self.adapter.on_backward()
         self.rule.on_backward()
         norm = clip_gradients(self.parameters, self.config.optim.max_grad_norm)
@@ -108,6 +108,14 @@ class Engine:
         if self.average is not None:
             self.average.update(number + 1)
         return norm
+
+    def _unscale(self) -> None:
+        self.scaler.unscale_(self.optimizer)
+        if self.scaler.is_enabled():  # gates that a method updates itself are not the optimizer's
+            optimized = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+            for parameter in self.parameters:
+                if id(parameter) not in optimized and parameter.grad is not None:
+                    parameter.grad.div_(self.scaler.get_scale())
 
     def batch_loss(self, batch: Batch, index: int) -> Tensor:
         """Weighted mean loss of one batch; `index` seeds its noise, timesteps and caption dropout."""

@@ -246,3 +246,48 @@ def test_an_adapter_for_velocities_is_sampled_with_velocities(
     monkeypatch.setattr(Base, "set_schedule", lambda self, kind, zero: seen.append((kind, zero)))
     succeeded("sample", tmp_path / "v", *DRAW, "--out", tmp_path)
     assert seen == [("v_prediction", True)]
+
+
+def test_a_half_of_a_b_lora_draws_other_pictures_than_the_whole(pictures: Path, tmp_path: Path):
+    """The preset learns two blocks; --part keeps one of them, and the recipe says so."""
+    whole = train(pictures, tmp_path / "b", "--preset", "b-lora", "--steps", "3", "--set", "optim.learning_rate=0.01")
+    assert whole.exit_code == 0, whole.output
+    drawn: dict[str, bytes] = {}
+    for part in ("", "content", "style"):
+        out = tmp_path / f"pictures-{part}"
+        more = ["--part", part] if part else []
+        succeeded("sample", tmp_path / "b", "--prompt", "a sks dog", "-n", "1", "--steps", "2", "--out", out, *more)
+        drawn[part] = Image.open(next(out.glob("*-0.png"))).tobytes()
+        (recipe,) = read_recipes(next(out.glob("*-0.png")))
+        assert recipe.adapters[0].part == (part or None)
+    assert len(set(drawn.values())) == 3
+
+
+def test_a_part_that_the_adapter_lacks_is_refused_in_words(run: RunFolder):
+    refused = studio("sample", run.path, "--prompt", "a sks dog", "--part", "conv")
+    assert refused.exit_code == 2 and "meets no layer of this adapter" in refused.output
+
+
+def test_groups_of_layers_have_ranks_and_rates_of_their_own(pictures: Path, tmp_path: Path):
+    overrides = "targets.overrides=[{layers: conv, adapter: {rank: 2}, learning_rate: 5e-5}]"
+    chosen = ["--set", "targets.unet=attention, conv&mid", "--set", "adapter.rank=4", "--set", overrides]
+    made = train(pictures, tmp_path / "o", "--steps", "1", *chosen)
+    assert made.exit_code == 0, made.output
+    shapes = {name: t.shape[0] for name, t in adapter_tensors(tmp_path / "o" / "adapter.safetensors").items()}
+    convs = {rank for name, rank in shapes.items() if "mid_block.resnets" in name and name.endswith("down")}
+    others = {rank for name, rank in shapes.items() if "attn1" in name and name.endswith("down")}
+    assert convs == {2} and others == {4}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("{layers: conv}", "meets no layer that learns"),
+        ("{layers: attention, adapter: {rnak: 2}}", "rank"),
+        ("{layers: attention, adapter: {method: dora}}", "not the method"),
+        ("{component: unit, layers: attention}", "unet"),
+    ],
+)
+def test_an_override_that_makes_no_sense_is_refused_in_words(pictures: Path, tmp_path: Path, override: str, words: str):
+    refused = train(pictures, tmp_path / "o", "--set", f"targets.overrides=[{override}]")
+    assert refused.exit_code == 2 and words in refused.output and "Traceback" not in refused.output

@@ -13,7 +13,14 @@ from studio import schema
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.mark.parametrize(("name", "page"), [("cli.md", generate.cli_page), ("config.md", generate.config_page)])
+PAGES = [
+    ("cli.md", generate.cli_page),
+    ("config.md", generate.config_page),
+    ("adapters.md", generate.adapters_page),
+]
+
+
+@pytest.mark.parametrize(("name", "page"), PAGES)
 def test_a_generated_page_is_up_to_date(name: str, page: object):
     assert callable(page)
     assert (ROOT / "docs" / name).read_text(encoding="utf-8") == page(), "run make docs"
