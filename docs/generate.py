@@ -164,8 +164,10 @@ The octopus of examples/octopus (five pictures) on the built-in base: attention 
 2, AdamW, seeds 0, 1 and 2, knobs and learning rates as in `benchmarks/adapters.py` (the best of three to five rates
 on seed 0). The loss is that of `trainers/evaluate.py` on noise that training never draws; seeds differ in that noise,
 so the spread is mostly the seeds' own: compare methods by their means, and take differences below 0.001 for nothing.
-Losses were computed on 16 CPU cores, one thread a run; step times on two idle cores, LoRA and the method by turns in
-one process. One subject, one small base: this ranks nothing for SDXL.
+Losses come from one-thread runs on two machines (where both
+ran a seed, spectral-r agrees to the last digit shown and adalora to 0.0003); step
+times from one thread of this project's two cores while another process kept the other busy, LoRA and the method by
+turns in one process. One subject, one small base: this ranks nothing for SDXL.
 
     python -m benchmarks.adapters"""
 

@@ -19,7 +19,9 @@ _FACTORS = ("up", "core", "down")
 
 class AdaLoraSpec(LowRankSpec, frozen=True):
     method: Literal["adalora"] = "adalora"
-    target_rank: int = Field(default=8, ge=1, description="Triplets that a layer keeps in the end, on average.")
+    target_rank: int | None = Field(
+        default=None, ge=1, description="Triplets that a layer keeps in the end, on average; unset means half the rank."
+    )
     initial: float = Field(default=0.1, ge=0, lt=1, description="Part of the run before anything is pruned.")
     final: float = Field(default=0.3, ge=0, lt=1, description="Part of the run, at its end, with a settled budget.")
     interval: int = Field(default=10, ge=1, description="Optimizer steps between two prunings.")
@@ -29,10 +31,14 @@ class AdaLoraSpec(LowRankSpec, frozen=True):
 
     @field_validator("target_rank")
     @classmethod
-    def _within_rank(cls, value: int, info: ValidationInfo) -> int:
-        if value > info.data.get("rank", value):
+    def _within_rank(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and value > info.data.get("rank", value):
             raise ValueError(f"it cannot be more than the rank, {info.data['rank']}")
         return value
+
+    @property
+    def target(self) -> int:
+        return max(1, self.rank // 2) if self.target_rank is None else self.target_rank
 
     @field_validator("final")
     @classmethod
@@ -119,7 +125,7 @@ class AdaLora(LowRank, spec=AdaLoraSpec):
         spec, steps = adapters[0].spec, adapters[0].steps
         if steps is None:
             return
-        ranks, targets = (sum(getattr(a.spec, knob) for a in adapters) for knob in ("rank", "target_rank"))
+        ranks, targets = (sum(getattr(a.spec, knob) for a in adapters) for knob in ("rank", "target"))
         schedule = Schedule(ranks, targets, int(spec.initial * steps), steps - int(spec.final * steps))
         if step < schedule.end:
             for adapter in adapters:
