@@ -69,8 +69,6 @@ class Context:
     """Where singular vectors come from: it may have a cache on disk."""
     steps: int | None = None
     """Optimizer steps of the run, where known: budgets (AdaLoRA) are spread over them."""
-    blank: bool = False
-    """A file's values will be loaded over all factors: shapes are all that counts, costly starts are skipped."""
 
     def generator(self, name: str) -> torch.Generator:
         return generator_for(self.seed, name)

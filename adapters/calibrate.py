@@ -23,7 +23,8 @@ def calibrate(adapter_set: AdapterSet, backward: Callable[[int], None]) -> Itera
 
     Args:
         adapter_set: attached, at strength 0, so that gradients are the base's.
-        backward: computes the loss of batch n (from 0; the same batch each time) and calls backward on it.
+        backward: computes the loss of batch n (from 0; the same batch each time) and calls backward on it. Its scale
+            does not matter to any calibration.
     """
     waiting = [
         (adapter.site.module, found) for adapter in adapter_set.adapters.values() if (found := adapter.calibrations())
@@ -82,7 +83,8 @@ class _Watch:
             assert weight.grad is not None
             with torch.no_grad():
                 gradient = master(weight.grad)
-                for calibration in calibrations:
+                finite = bool(gradient.isfinite().all())  # fp16 may overflow: such a batch tells nothing
+                for calibration in calibrations if finite else ():
                     calibration.observe(gradient)
                     self.seen[calibration] = None
             weight.grad = None

@@ -12,7 +12,6 @@ from adapters.base import Context, RankSpec
 from adapters.errors import UserInputError
 from adapters.low_rank import LowRank, rank_within
 from adapters.sites import Site
-from adapters.svd import Svd
 
 
 class SpectralSpec(RankSpec, frozen=True):
@@ -67,7 +66,8 @@ class Spectral(LowRank):
     def __init__(self, site: Site, weight: Tensor, spec: SpectralSpec, context: Context) -> None:
         super().__init__(site, weight, spec, context)
         indices = column_indices(site, spec, context)
-        part = _decompose(site.split_groups(site.matricise(weight)), indices, context)
+        # exact, also for the top ones: slots are orthogonal and rotations keep W's values only on its own vectors
+        part = context.decomposer.columns(site.split_groups(site.matricise(weight)), indices)
         self.register_buffer("columns", indices.to(weight.device))
         self.register_buffer("left", part.u.flatten(0, 1).contiguous())
         self.register_buffer("sigma", part.s.flatten().contiguous())
@@ -75,9 +75,3 @@ class Spectral(LowRank):
 
     def zeros_like(self, factor: Tensor) -> nn.Parameter:
         return nn.Parameter(torch.zeros_like(factor))
-
-
-def _decompose(matrices: Tensor, indices: Tensor, context: Context) -> Svd:
-    if torch.equal(indices, torch.arange(len(indices))):
-        return context.decomposer.top(matrices, len(indices))
-    return context.decomposer.columns(matrices, indices)

@@ -186,7 +186,7 @@ def attach_file(
 def _layers_of_part(components: Mapping[str, nn.Module], adapter_set: AdapterSet, part: str) -> set[str]:
     """The set's layers that `part` names, in whichever component."""
     chosen: set[str] = set()
-    for word in part.split(","):
+    for word in [word for word in part.split(",") if word.strip()] or [part]:
         named: set[str] = set()
         unknown: UserInputError | None = None
         for component in adapter_set.targets:

@@ -75,7 +75,8 @@ class Decomposer:
         path = self.cache / f"{digest[:40]}-{tuple(raw.shape)}-{key}.safetensors".replace(" ", "")
         with suppress(OSError, SafetensorError, KeyError):  # missing or damaged: computed again
             kept = load_file(path)
-            os.utime(path)
+            with suppress(OSError):  # a cache that may only be read is a cache
+                os.utime(path)
             return Svd(*(kept[name].to(weight.device) for name in Svd._fields))
         found = compute()
         with suppress(StudioError, OSError):  # a full disk costs time, not the run

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adapters.adapter_set import AdapterSet
+from adapters.errors import UserInputError
 from trainers import objective
 from trainers.batches import Batch, BatchPlan
 from trainers.config import TrainConfig
@@ -88,6 +89,11 @@ class Engine:
             index = number * self.config.gradient_accumulation + part
             torch.manual_seed(derive_seed(self.config.seed, "global", index))  # adapters' dropout draws from it
             loss = self.batch_loss(self.plan.batch(index), index) / self.config.gradient_accumulation
+            if not loss.requires_grad:
+                raise UserInputError(
+                    "The loss does not depend on any of the layers that should learn.",
+                    "SDXL reads its first text encoder before the last layer; choose others with targets.…",
+                )
             penalty = self.adapter.regulariser()
             whole = loss if penalty is None else loss + penalty / self.config.gradient_accumulation
             self.scaler.scale(whole).backward()

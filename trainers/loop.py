@@ -29,8 +29,11 @@ from trainers.events import Command, Event, Finished, Note, Progress, Saved, Sta
 from trainers.objective import training_scheduler
 from trainers.optim import rate_warning
 from trainers.result import save_result
+from trainers.rules import RULES
 from trainers.sdxl import Base, load_base
 
+_FP16_SCALE = 1024.0
+"""Lifts the base's gradients out of fp16's underflow where they are looked at before the first step."""
 Commands = Callable[[], Command | None]
 Reason = Literal["done", "cancelled", "paused"]
 
@@ -92,15 +95,7 @@ def train(
     else:
         yield from run.calibrate()
     adapter.strength = 1.0
-    yield Started(
-        step=run.step,
-        steps=config.steps,
-        trainable_parameters=adapter.num_parameters(),
-        pictures=data.pictures,
-        base=base.name,
-        device=str(where),
-        precision=decisive["precision"],
-    )
+    yield run.started(data.pictures)
     reason = yield from run.steps()
     path = None
     if reason == "done":
@@ -125,6 +120,7 @@ def _attach(base: Base, config: TrainConfig, decomposer: Decomposer) -> Generato
             done, total = next(layers)
         except StopIteration as end:
             adapter: AdapterSet = end.value
+            RULES[config.optim.rule](adapter, config.optim.rule_ratio)  # refuses before pictures are encoded
             adapter.attach()
             return adapter
         yield Progress(stage="layers", done=done, total=total)
@@ -180,12 +176,25 @@ class _Run:
             )
         self.step = checkpoint.restore(self.engine, found)
 
+    def started(self, pictures: int) -> Started:
+        return Started(
+            step=self.step,
+            steps=self.config.steps,
+            trainable_parameters=self.adapter.num_parameters(),
+            pictures=pictures,
+            base=self.base.name,
+            device=str(self.engine.device),
+            precision=str(self.base.dtype).removeprefix("torch."),
+        )
+
     def calibrate(self) -> Iterator[Event]:
         """Let the methods that start from the base's gradients see them, on batches of their own."""
 
         def backward(draw: int) -> None:
             index = -1 - draw
-            self.engine.batch_loss(self.engine.plan.batch(draw), index).backward()
+            loss = self.engine.batch_loss(self.engine.plan.batch(draw), index)
+            if loss.requires_grad:  # else the loss reaches none of these layers, which then keep their start
+                (loss * _FP16_SCALE if self.engine.scaler.is_enabled() else loss).backward()
 
         for done, total in calibrate(self.adapter, backward):
             yield Progress(stage="gradients", done=done, total=total)

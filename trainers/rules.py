@@ -187,8 +187,9 @@ def lora_pro_gradients(
         (g̃_B, g̃_A).
     """
     square = scale * scale
-    b_values, b_vectors = torch.linalg.eigh(up.mT @ up)
-    a_values, a_vectors = torch.linalg.eigh(down @ down.mT)
+    # a run that has diverged is told by its gradients, which stay NaN; eigh would raise here first
+    b_values, b_vectors = torch.linalg.eigh((up.mT @ up).nan_to_num(0, 0, 0))
+    a_values, a_vectors = torch.linalg.eigh((down @ down.mT).nan_to_num(0, 0, 0))
     b_values, a_values = b_values.clamp_min(0), a_values.clamp_min(0)
     b_inverse = (b_vectors * _damped(b_values)[..., None, :]) @ b_vectors.mT
     a_inverse = (a_vectors * _damped(a_values)[..., None, :]) @ a_vectors.mT

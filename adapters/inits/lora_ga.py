@@ -6,7 +6,8 @@ from torch import Tensor
 
 from adapters.anchors import AnchoredSpec, Anchors, Initialisation
 from adapters.base import Calibration, Context
-from adapters.low_rank import rank_within
+from adapters.errors import UserInputError
+from adapters.low_rank import rank_for
 from adapters.sites import Site
 from adapters.svd import Decomposer
 
@@ -22,7 +23,13 @@ class LoraGa(Initialisation, name="lora-ga"):
     equation = "B0 = d^¼/√γ · U[:, :r], A0 = d^¼/√γ · Vᵀ[r:2r] of the mean gradient"
 
     def anchors(self, site: Site, weight: Tensor, spec: AnchoredSpec, context: Context) -> Anchors:
-        rank = rank_within(site, 2 * spec.rank) // 2
+        rank = rank_for(site, spec.rank)
+        limit = site.groups * (min(site.rows // site.groups, site.columns) // 2)
+        if rank > limit:
+            raise UserInputError(
+                f"LoRA-GA starts from 2·{rank} singular vectors of {site.name}'s gradient, which has {2 * limit}.",
+                f"Choose a rank of at most {limit}, or give this layer one of its own (targets.overrides).",
+            )
         return Anchors(weight.new_zeros(site.rows, rank // site.groups), weight.new_zeros(rank, site.columns))
 
     def calibration(self, site: Site, spec: AnchoredSpec, anchors: Anchors) -> Calibration:

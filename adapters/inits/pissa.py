@@ -8,7 +8,7 @@ from adapters.anchors import AnchoredSpec, Anchors, Initialisation
 from adapters.base import Context
 from adapters.low_rank import rank_within
 from adapters.sites import Site
-from adapters.svd import Svd
+from adapters.svd import Decomposer, Svd
 
 
 class Pissa(Initialisation, name="pissa"):
@@ -20,7 +20,11 @@ class Pissa(Initialisation, name="pissa"):
 
     def anchors(self, site: Site, weight: Tensor, spec: AnchoredSpec, context: Context) -> Anchors:
         count = rank_within(site, spec.rank) // site.groups
-        return split_evenly(context.decomposer.top(site.split_groups(site.matricise(weight)), count), spec.scale)
+        part = self.part(context.decomposer, site.split_groups(site.matricise(weight)), count)
+        return split_evenly(part, spec.scale)
+
+    def part(self, decomposer: Decomposer, matrices: Tensor, count: int) -> Svd:
+        return decomposer.top(matrices, count)
 
 
 def split_evenly(part: Svd, scale: float) -> Anchors:

@@ -59,7 +59,8 @@ class AdaLora(LowRank, spec=AdaLoraSpec):
 
     γ(‖PᵀP − I‖² + ‖QQᵀ − I‖²) is summed over layers (equation 4), so that γ weighs the same whatever other layers
     learn; PEFT takes the mean of norms not squared. A grouped convolution's P and Q are orthonormal in each group.
-    Where the run's length is not known (`context.steps`) nothing is pruned.
+    Where the run's length is not known (`context.steps`) nothing is pruned. An average of the weights (EMA) still
+    holds something of pruned triplets, and so does a file saved from it.
     """
 
     title: ClassVar[str] = "AdaLoRA"

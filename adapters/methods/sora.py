@@ -54,10 +54,10 @@ class Sora(LowRank, spec=SoraSpec):
     def on_step(self, step: int) -> None:
         if self.gate.grad is None:
             return
-        # an overflow in fp16 makes the optimizer skip its step; the gates then stay where they are, too
-        gradient = torch.where(self.gate.grad.isfinite().all(), self.gate.grad, 0.0)
-        moved = self.gate - self.rate * gradient
-        self.gate.copy_(moved.sign() * (moved.abs() - self.rate * self.sparsity).clamp_min(0))
+        moved = self.gate - self.rate * self.gate.grad
+        stepped = moved.sign() * (moved.abs() - self.rate * self.sparsity).clamp_min(0)
+        # an overflow in fp16 makes the optimizer skip its step; these gates then stay where they are, too
+        self.gate.copy_(torch.where(self.gate.grad.isfinite().all(), stepped, self.gate))
 
     def pruned(self) -> dict[str, Tensor]:
         whole = self.state_dict()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from adapters.base import REGISTRY
+from adapters.errors import UserInputError
 from adapters.files import attach_file, load_adapter
 from tests.contract.table import METHODS
 from tests.support import BASE, adapter_tensors, make_pictures, quick_config, run
@@ -147,3 +148,37 @@ def test_overrides_reach_the_file_through_a_whole_run(pictures: Path, cache: Pat
     others = {tensor.shape[0] for name, tensor in file.tensors.items() if name.endswith("to_q.down")}
     assert (ranks, others) == ({2}, {4})
     attach_file(base.components, file, base.hash).detach()
+
+
+CALIBRATED = {
+    "rosa": {"rank": 4, "init": "lora-ga", "calibration_draws": 1, "dropout": 0.1},
+    "sora": {"rank": 4, "magnitude": True},
+}
+
+
+@pytest.mark.parametrize("method", sorted(CALIBRATED))
+def test_a_start_from_gradients_gates_and_an_average_resume_bit_for_bit(
+    pictures: Path, cache: Path, tmp_path: Path, method: str
+):
+    changes = {"adapter": {"method": method, **CALIBRATED[method]}, "targets": SMALL, "steps": 4, "ema_decay": 0.9}
+    interrupted_like_whole(changes, pictures, cache, tmp_path)
+
+
+@pytest.mark.parametrize("method", ["lora", "rosa"])
+def test_layers_that_the_loss_never_reaches_are_refused_in_words(
+    pictures: Path, cache: Path, tmp_path: Path, method: str
+):
+    """SDXL reads its first text encoder before the last layer."""
+    targets = {"unet": "none", "text_encoder": "encoder.layers.2.*"}
+    config = quick_config(pictures, adapter={"method": method, "rank": 2}, targets=targets, validation_levels=0)
+    with pytest.raises(UserInputError, match="does not depend on any of the layers"):
+        run(config, tmp_path, cache)
+
+
+def test_a_rule_that_a_method_cannot_take_is_refused_before_pictures_are_read(
+    pictures: Path, cache: Path, tmp_path: Path
+):
+    optim = {"learning_rate": 2e-3, "rule": "lora+"}
+    config = quick_config(tmp_path / "nowhere", adapter={"method": "vera", "rank": 4}, optim=optim)
+    with pytest.raises(UserInputError, match="lora\\+"):
+        run(config, tmp_path, cache)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from adapters.adapter_set import AdapterSet
+from adapters.adapter_set import AdapterSet, LayerOverride
 from adapters.files import AdapterCard, attach_file, save_adapter
 from adapters.inject import attach
 from adapters.registry import make_spec
@@ -61,13 +61,16 @@ def test_with_share_layer_each_layer_has_factors_of_its_own():
     assert a.up is not b.up and not torch.equal(a.up, b.up)
 
 
+def test_layers_of_another_component_do_not_share():
+    both = {"unet": Model(), "text_encoder": Model()}
+    sets = attach(both, make_spec("lotr", rank=4), {"unet": "a", "text_encoder": "a"})
+    assert sets.adapters["unet.a"].up is not sets.adapters["text_encoder.a"].up
+
+
 def test_layers_of_another_rank_do_not_share():
-    model = Model()
-    both = {"unet": model, "text_encoder": Model()}
-    sets = attach(both, make_spec("lotr", rank=4), {"unet": "a", "text_encoder": "b"})
-    assert sets.adapters["unet.a"].up is sets.adapters["text_encoder.b"].up
-    narrow = attached(model, "a", rank=2).adapters["unet.a"]
-    assert narrow.up.shape == (8, 2)
+    override = LayerOverride(layers="b", adapter={"rank": 2})
+    sets = attach({"unet": Model()}, make_spec("lotr", rank=4), {"unet": "a, b"}, overrides=[override])
+    assert sets.adapters["unet.a"].up.shape == (8, 4) and sets.adapters["unet.b"].up.shape == (8, 2)
 
 
 def test_the_delta_is_the_product_with_all_four_factors_at_any_stride():

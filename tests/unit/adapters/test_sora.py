@@ -59,7 +59,7 @@ def test_the_optimizer_is_not_given_the_gates():
 
 
 def test_a_step_that_overflowed_leaves_the_gates_finite_and_in_place():
-    adapter_set = Base(LAYERS["linear"], torch.float32).attach(SORA, sparsity=0.0)
+    adapter_set = Base(LAYERS["linear"], torch.float32).attach(SORA)
     adapter = sora(adapter_set)
     adapter.gate.grad = torch.full((8,), torch.inf)
     adapter_set.on_step(1)

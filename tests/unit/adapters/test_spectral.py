@@ -149,3 +149,30 @@ def test_a_slot_that_is_not_there_is_refused_with_how_many_there_are():
 def test_a_rank_larger_than_the_layer_is_refused():
     with pytest.raises(UserInputError, match="more than its 40 singular values"):
         attached("linear", "spectral-a", rank=41)
+
+
+class Wide(nn.Module):
+    """A layer wide enough that the randomised way would be taken, with values that hardly fall: the real case."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(160, 128, dtype=torch.float64)
+
+
+def test_slot_0_is_made_of_the_weights_own_singular_vectors_in_a_layer_of_real_size():
+    slots = [
+        attach({"unet": Wide()}, make_spec("spectral-a", rank=8, slot=slot), {"unet": "layer"}).adapters["unet.layer"]
+        for slot in (0, 1)
+    ]
+    assert relative_error(slots[0].sigma, torch.linalg.svdvals(Wide().layer.weight)[:8]) < FP64
+    assert (slots[0].left.mT @ slots[1].left).abs().max() < FP64
+
+
+def test_spectral_r_keeps_the_singular_values_of_a_layer_of_real_size():
+    model = Wide()
+    adapter = attach({"unet": model}, make_spec("spectral-r", rank=8), {"unet": "layer"}).adapters["unet.layer"]
+    nudged(adapter, 1.0)
+    weight = model.layer.weight.detach()
+    moved = torch.linalg.svdvals(weight + adapter.delta_weight(weight))
+    assert relative_error(moved, torch.linalg.svdvals(weight)) < 1e-10
