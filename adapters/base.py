@@ -157,6 +157,7 @@ class Adapter(nn.Module, ABC):
     def __init__(self, site: Site, weight: Tensor, spec: AdapterSpec, context: Context) -> None:
         super().__init__()
         self.site = site
+        self.knobs = spec
 
     @abstractmethod
     def delta(self, x: Tensor, y_base: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,6 +29,11 @@ class Chain(NamedTuple):
 class LowRank(Adapter):
     """An adapter that is told by its chain alone: merging, DoRA's norm and export follow from it."""
 
+    batched: ClassVar[bool] = True
+    """Whether the chain is computed from the layer's own tensors only, so that many layers' can be at once."""
+    staged: tuple[Tensor, Tensor] | None = None
+    """(up, down) of this forward pass, computed for many layers at once (adapters.bank)."""
+
     def __init__(self, site: Site, weight: Tensor, spec: RankSpec, context: Context) -> None:
         super().__init__(site, weight, spec, context)
         self.dropout = spec.dropout
@@ -38,7 +43,7 @@ class LowRank(Adapter):
         """The factors as they are now, with gradients."""
 
     def delta(self, x: Tensor, y_base: Tensor) -> Tensor:
-        return chain(self.site, F.dropout(x, self.dropout, self.training), *self.chain())
+        return chain(self.site, F.dropout(x, self.dropout, self.training), *(self.staged or self.chain()))
 
     def delta_weight(self, weight: Tensor) -> Tensor:
         return self.site.as_weight(self.site.product(*self.factors())).to(weight.dtype)
@@ -49,6 +54,10 @@ class LowRank(Adapter):
     def factors(self) -> tuple[Tensor, Tensor]:
         up, down, scale, core = self.chain()
         return fold(self.site, up, scale, core), down
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """`factors`, where torch.func can call it with other tensors in the place of this layer's."""
+        return self.factors()
 
 
 def rank_for(site: Site, rank: int) -> int:

@@ -20,6 +20,11 @@ def _norm(norm2: Tensor) -> Tensor:
     return norm2.clamp_min(torch.finfo(norm2.dtype).tiny).sqrt()
 
 
+def gain_minus_one(magnitude: Tensor, norm2: Tensor) -> Tensor:
+    """m/c − 1 from m and c², of any one shape."""
+    return magnitude / _norm(norm2) - 1
+
+
 class Magnitude(Adapter):
     """W' = (m/c) ⊙ (W + ΔW), c_i = ‖W_i + ΔW_i‖, m = ‖W_i‖ at the start: the inner method's parameters + d.
 
@@ -31,6 +36,8 @@ class Magnitude(Adapter):
     inner_type: ClassVar[type[Adapter]]
     inner: Adapter
     base_norm2: Tensor
+    staged_gain: Tensor | None = None
+    """m/c − 1 of this forward pass, computed for many layers at once (adapters.bank)."""
 
     def __init__(self, site: Site, weight: Tensor, spec: AdapterSpec, context: Context) -> None:
         super().__init__(site, weight, spec, context)
@@ -50,9 +57,11 @@ class Magnitude(Adapter):
 
     def gain_minus_one(self) -> Tensor:
         """m/c − 1, [d]: exactly 0 at the start."""
+        if self.staged_gain is not None:
+            return self.staged_gain
         with torch.no_grad(), torch.autocast(self.magnitude.device.type, enabled=False):
-            c = _norm(self.inner.row_norm2(self.base_norm2))
-        return self.magnitude / c - 1
+            norm2 = self.inner.row_norm2(self.base_norm2)
+        return gain_minus_one(self.magnitude, norm2)
 
     def delta_weight(self, weight: Tensor) -> Tensor:
         """From a materialised W + ΔW, whose norm needs no Gram form."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainers.buckets import Bucket
 from trainers.dataset import BucketTensors
-from trainers.seeds import generator_for
+from trainers.seeds import derive_seed, generator_for
 
 
 @dataclass(frozen=True)
@@ -87,18 +87,21 @@ class BatchPlan:
             self._epochs = {number: _Epoch(orders, slots)}
         return self._epochs[number]
 
-    def batch(self, number: int) -> Batch:
-        """Batch `number`: a crop, a caption and a sample of the VAE's latent for each row."""
+    def choose(self, number: int) -> tuple[int, Int[Tensor, "3 b"]]:
+        """Bucket of batch `number`, and on the CPU a row, a crop and a caption for each picture."""
         index, rows = self.rows(number)
         tensors = self._buckets[index].tensors
-        device = tensors.mean.device
         choice = generator_for("cpu", self.seed, "variant", number)
-        crops = torch.randint(tensors.mean.shape[1], (len(rows),), generator=choice).to(device)
-        texts = torch.randint(tensors.captions.shape[1], (len(rows),), generator=choice).to(device)
-        row = torch.tensor(rows, device=device)
+        crops = torch.randint(tensors.mean.shape[1], (len(rows),), generator=choice)
+        texts = torch.randint(tensors.captions.shape[1], (len(rows),), generator=choice)
+        return index, torch.stack([torch.tensor(rows), crops, texts])
+
+    def gather(self, bucket: int, chosen: Int[Tensor, "3 b"], draws: torch.Generator) -> Batch:
+        """The pictures chosen, each a sample from `draws` of the VAE's distribution; no work on the host."""
+        tensors = self._buckets[bucket].tensors
+        row, crops, texts = chosen
         mean, std = tensors.mean[row, crops], tensors.std[row, crops]
-        noise_source = generator_for(device, self.seed, "latent", number)
-        draw = torch.randn(mean.shape, generator=noise_source, device=device, dtype=mean.dtype)
+        draw = torch.randn(mean.shape, generator=draws, device=mean.device, dtype=mean.dtype)
         return Batch(
             latents=mean + std * draw,
             mask=None if tensors.mask is None else tensors.mask[row, crops],
@@ -106,6 +109,18 @@ class BatchPlan:
             captions=tensors.captions[row, texts],
             is_prior=tensors.is_prior[row],
         )
+
+    def seed_latents(self, draws: torch.Generator, number: int) -> None:
+        """Makes `draws` what batch `number` draws its latents from."""
+        draws.manual_seed(derive_seed(self.seed, "latent", number))
+
+    def batch(self, number: int) -> Batch:
+        """Batch `number`: a crop, a caption and a sample of the VAE's latent for each row."""
+        bucket, chosen = self.choose(number)
+        device = self._buckets[bucket].tensors.mean.device
+        draws = torch.Generator(device)
+        self.seed_latents(draws, number)
+        return self.gather(bucket, chosen.to(device), draws)
 
 
 @dataclass(frozen=True)

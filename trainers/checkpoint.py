@@ -135,11 +135,16 @@ def _pack(engine: Engine) -> tuple[dict[str, Tensor], Plain]:
         tensors |= {f"average/{n}": value for n, value in enumerate(engine.average.values)}
     plain: Plain = {
         "optimizer": numbers,
-        "groups": state["param_groups"],
+        "groups": [{name: _number(value) for name, value in group.items()} for group in state["param_groups"]],
         "schedule": {k: v for k, v in engine.schedule.state_dict().items() if _is_plain(v)},
         "scaler": engine.scaler.state_dict(),
     }
     return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, plain
+
+
+def _number(value: Any) -> Any:
+    """A learning rate that lives on a device, as a float."""
+    return float(value) if isinstance(value, Tensor) else value
 
 
 def _is_plain(value: Any) -> bool:
@@ -156,6 +161,7 @@ def _unpack(engine: Engine, tensors: dict[str, Tensor], plain: Plain) -> None:
         index, name = path.split("/", 1)
         state.setdefault(int(index), {})[name] = value
     engine.optimizer.load_state_dict({"state": state, "param_groups": plain["groups"]})
+    engine.rates.restored()
     engine.schedule.load_state_dict(plain["schedule"])
     engine.scaler.load_state_dict(plain["scaler"])
     if engine.average is not None:

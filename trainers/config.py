@@ -14,6 +14,7 @@ from adapters.errors import UserInputError
 from adapters.inject import overridden_spec
 from adapters.registry import layer_type, make_spec, parse_spec
 from trainers.dataset import DataConfig
+from trainers.fast.attention import Backend
 from trainers.objective import ObjectiveConfig
 from trainers.optim import OptimConfig
 from trainers.rules import RULES
@@ -93,6 +94,10 @@ class TrainConfig(BaseModel):
     batch_size: int = Field(default=1, ge=1, description="pictures in one forward pass (class pictures come on top)")
     gradient_accumulation: int = Field(default=1, ge=1, description="forward passes summed into one optimizer step")
     gradient_checkpointing: bool = Field(default=False, description="less memory, about a third more time")
+    capture: Literal["auto", "off"] = Field(
+        default="auto", description="auto: a step on a GPU is recorded once (CUDA graph) and replayed"
+    )
+    attention: Backend = Field(default="sdpa", description="who computes attention: sdpa, flash, cudnn or xformers")
     precision: Precision = Field(default="auto", description="auto: bf16 or fp16 on a GPU, fp32 on a CPU")
     ema_decay: float = Field(default=0.0, ge=0, lt=1, description="moving average of the adapter that is saved; 0: off")
     seed: int = Field(default=0, ge=0, description="decides noise, order, crops and the adapter's start")
@@ -130,7 +135,7 @@ class TrainConfig(BaseModel):
     def decisive(self) -> dict[str, Any]:
         """What a resume must find unchanged: all but where pictures lie and how often things are saved or shown."""
         whole = self.model_dump(mode="json")
-        for name in ("sample", "save_every", "keep_checkpoints", "validate_every", "validation_levels"):
+        for name in ("capture", "attention", "sample", "save_every", "keep_checkpoints", "validate_every", "validation_levels"):
             del whole[name]
         del whole["data"]["folder"], whole["prior"]["folder"]
         if not (self.optim.depends_on_steps or layer_type(self.adapter).depends_on_steps):

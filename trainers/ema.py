@@ -15,11 +15,16 @@ class MovingAverage:
     def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
         self.parameters, self.decay = parameters, decay
         self.values: list[Tensor] = [parameter.detach().clone() for parameter in parameters]
+        self._weight = torch.zeros((), dtype=torch.float64, device=parameters[0].device)
+
+    def schedule(self, step: int) -> None:
+        """Sets what the next `update` weighs the present values by; from the host, before the step."""
+        self._weight.fill_(1 - min(self.decay, (1 + step) / (10 + step)))
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.values, [p.detach() for p in self.parameters], 1 - decay)  # pyright: ignore
+    def update(self) -> None:
+        for value, parameter in zip(self.values, self.parameters, strict=True):
+            value.lerp_(parameter, self._weight.to(value.dtype))
 
     @contextmanager
     def applied(self) -> Generator[None]:

@@ -1,7 +1,8 @@
 """One optimizer step: batches by number, noise, UNet, loss, backward, clip, update.
 
 Everything it reads lies on the training device, and every draw is seeded by the step's number, so a step is a pure
-function of (weights, optimizer state, step). Nothing waits for the device: losses come back as device scalars.
+function of (weights, optimizer state, step). Nothing waits for the device: losses come back as device scalars. On a
+GPU the work is recorded once for each shape of batch and replayed (trainers.fast.capture); the numbers are the same.
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adapters.adapter_set import AdapterSet
+from adapters.bank import FactorBank
+from adapters.base import Adapter
 from adapters.errors import UserInputError
 from trainers import objective
 from trainers.batches import Batch, BatchPlan
 from trainers.config import TrainConfig
 from trainers.ema import MovingAverage
-from trainers.optim import build_optimizer, build_schedule, clip_gradients
+from trainers.fast.blocks import FastUnet
+from trainers.fast.capture import Recorder
+from trainers.optim import Rates, build_optimizer, build_schedule, clip_gradients, is_capturable, is_elementwise
 from trainers.rules import RULES, Rule
-from trainers.seeds import derive_seed, generator_for
+from trainers.seeds import derive_seed
 from trainers.text import TextSource
 
 
@@ -37,7 +42,11 @@ class StepResult:
 
 
 class Engine:
-    """The training step of a method over a base; `unet` and the adapter stay the caller's."""
+    """The training step of a method over a base; `unet` and the adapter stay the caller's (`close` gives them back).
+
+    While it lives, the adapter's tensors are rows of stacks (adapters.bank) and the UNet's blocks run our own forwards
+    (trainers.fast.blocks): neither may be moved to another device.
+    """
 
     def __init__(
         self,
@@ -52,17 +61,49 @@ class Engine:
         self.unet, self.adapter, self.plan, self.text = unet, adapter, plan, text
         self.scheduler, self.config, self.dtype = scheduler, config, dtype
         self.rule = RULES[config.optim.rule](adapter, config.optim.rule_ratio)  # may freeze parameters: goes first
-        self.parameters = list(adapter.parameters())
+        self.bank = FactorBank(adapter, dtype)
+        self.fast = FastUnet(unet, config.attention)
+        self.parameters = self.bank.leaves(list(adapter.parameters()))
         self.device = self.parameters[0].device
+        for parameter in self.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        self.bank.connect_gradients()
         self._alphas = scheduler.alphas_cumprod.to(self.device)
         scheduler.alphas_cumprod = self._alphas
         self._velocity = scheduler.config["prediction_type"] == "v_prediction"
-        on_gpu = self.device.type == "cuda"
-        self.optimizer = build_optimizer(config.optim, parameter_groups(adapter, config, self.rule), fused=on_gpu)
+        self._build_optimizer()
+        self._build_state()
+
+    def _build_optimizer(self) -> None:
+        config, on_gpu = self.config.optim, self.device.type == "cuda"
+        groups = parameter_groups(self.adapter, self.config, self.rule)
+        if is_elementwise(config.name):  # then stacks of many layers are updated at once
+            for group in groups:
+                group["params"] = self.bank.leaves(group["params"])  # pyright: ignore[reportArgumentType]
+        recorded = on_gpu and self.config.capture == "auto" and is_capturable(config.name)
+        self.optimizer = build_optimizer(config, groups, fused=on_gpu, capturable=recorded)
         _switch(self.optimizer, "train")
-        self.schedule = build_schedule(config.optim, self.optimizer, config.steps)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16 and on_gpu)
+        self.rates = Rates(self.optimizer, on_device=recorded)
+        self.schedule = build_schedule(config, self.rates.host, self.config.steps)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16 and on_gpu)
+        one_kernel = getattr(self.optimizer, "_step_supports_amp_scaling", False)
+        self._update_recorded = (
+            recorded and _leaves_gradients(self.adapter, self.rule) and (one_kernel or not self.scaler.is_enabled())
+        )
+
+    def _build_state(self) -> None:
+        config, device = self.config, self.device
         self.average = MovingAverage(self.parameters, config.ema_decay) if config.ema_decay else None
+        self._draws = {name: torch.Generator(device) for name in ("latent", "noise")}
+        self.recorder = Recorder(device, list(self._draws.values()), config.capture == "auto")
+        self._chosen: dict[int, Tensor] = {}
+        self._loss = torch.zeros((), device=device)
+        self._result = StepResult(torch.zeros((), device=device), torch.zeros((), device=device))
+
+    def close(self) -> None:
+        """Gives the UNet its own forwards back."""
+        self.fast.remove()
+        self.recorder.forget()
 
     @contextmanager
     def as_saved(self) -> Generator[None]:
@@ -71,7 +112,7 @@ class Engine:
         self.adapter.eval()
         _switch(self.optimizer, "eval")
         try:
-            with average:
+            with average, torch.no_grad(), self.bank.staged():
                 yield
         finally:
             _switch(self.optimizer, "train")
@@ -80,53 +121,76 @@ class Engine:
     @property
     def learning_rate(self) -> float:
         """The UNet group's present learning rate."""
-        return float(self.optimizer.param_groups[0]["lr"])
+        return float(self.rates.host.param_groups[0]["lr"])
 
     def step(self, number: int) -> StepResult:
         """Optimizer step `number` (from 0): `gradient_accumulation` batches, one update."""
-        total = torch.zeros((), device=self.device)
         for part in range(self.config.gradient_accumulation):
-            index = number * self.config.gradient_accumulation + part
-            torch.manual_seed(derive_seed(self.config.seed, "global", index))  # adapters' dropout draws from it
-            loss = self.batch_loss(self.plan.batch(index), index) / self.config.gradient_accumulation
+            self._learn_from(number * self.config.gradient_accumulation + part)
+        if self.average is not None:
+            self.average.schedule(number + 1)
+        if self._update_recorded:
+            self.recorder.run("update", lambda: self._update(number))
+        else:
+            self._update(number)
+        self.schedule.step()
+        self.rates.apply()
+        return StepResult(self._result.loss.clone(), self._result.grad_norm.clone())
+
+    def _learn_from(self, index: int) -> None:
+        """Adds batch `index`'s gradients to what is there."""
+        bucket, chosen = self.plan.choose(index)
+        kept = self._chosen.setdefault(bucket, torch.empty_like(chosen, device=self.device))
+        kept.copy_(chosen.pin_memory() if kept.is_cuda else chosen, non_blocking=True)
+        torch.manual_seed(derive_seed(self.config.seed, "global", index))  # adapters' dropout draws from it
+        self.plan.seed_latents(self._draws["latent"], index)
+        self._draws["noise"].manual_seed(derive_seed(self.config.seed, "noise", index))
+        self.recorder.run(bucket, lambda: self._gradients(bucket))
+
+    def _gradients(self, bucket: int) -> None:
+        batch = self.plan.gather(bucket, self._chosen[bucket], self._draws["latent"])
+        with self.bank.staged():  # backward, too: gradient checkpointing runs blocks again
+            loss = self._batch_loss(batch, self._draws["noise"]) / self.config.gradient_accumulation
+            penalty = self.adapter.regulariser()
             if not loss.requires_grad:
                 raise UserInputError(
                     "The loss does not depend on any of the layers that should learn.",
                     "SDXL reads its first text encoder before the last layer; choose others with targets.…",
                 )
-            penalty = self.adapter.regulariser()
             whole = loss if penalty is None else loss + penalty / self.config.gradient_accumulation
             self.scaler.scale(whole).backward()
-            total += loss.detach()
-        return StepResult(total, self._update(number))
+        self._loss += loss.detach()
+        self.fast.forget()
 
-    def _update(self, number: int) -> Tensor:
+    def _update(self, number: int) -> None:
         self._unscale()
         self.adapter.on_backward()
         self.rule.on_backward()
-        norm = clip_gradients(self.parameters, self.config.optim.max_grad_norm)
+        self._result.grad_norm.copy_(clip_gradients(self.parameters, self.config.optim.max_grad_norm))
+        self._result.loss.copy_(self._loss)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.adapter.on_step(number + 1)
-        for parameter in self.parameters:  # not only the optimizer's: some methods update gates themselves
-            parameter.grad = None
-        self.schedule.step()
+        torch._foreach_zero_([p.grad for p in self.parameters])  # pyright: ignore
+        self._loss.zero_()
         if self.average is not None:
-            self.average.update(number + 1)
-        return norm
+            self.average.update()
 
     def _unscale(self) -> None:
         self.scaler.unscale_(self.optimizer)
         if self.scaler.is_enabled():  # gates that a method updates itself are not the optimizer's
-            optimized = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+            optimized = {id(self.bank.leaf(p)) for group in self.optimizer.param_groups for p in group["params"]}
             for parameter in self.parameters:
                 if id(parameter) not in optimized and parameter.grad is not None:
                     parameter.grad.div_(self.scaler.get_scale())
 
     def batch_loss(self, batch: Batch, index: int) -> Tensor:
         """Weighted mean loss of one batch; `index` seeds its noise, timesteps and caption dropout."""
+        self._draws["noise"].manual_seed(derive_seed(self.config.seed, "noise", index))
+        return self._batch_loss(batch, self._draws["noise"])
+
+    def _batch_loss(self, batch: Batch, draws: torch.Generator) -> Tensor:
         config = self.config.objective
-        draws = generator_for(self.device, self.config.seed, "noise", index)
         noise = objective.draw_noise(batch.latents, config, draws)
         timesteps = objective.draw_timesteps(len(noise), config, draws, self.device)
         dropped = torch.rand(len(noise), generator=draws, device=self.device) < self.config.data.captions.dropout
@@ -163,6 +227,16 @@ def parameter_groups(adapter: AdapterSet, config: TrainConfig, rule: Rule) -> li
             for factor, members in alike.items():
                 groups.append({"params": members, "lr": rate * factor, "name": f"{component}.{group.role}"})
     return groups
+
+
+def _leaves_gradients(adapter: AdapterSet, rule: Rule) -> bool:
+    """Whether neither the method nor the rule does anything of its own between backward and the next step."""
+    own = (Adapter.on_backward, Adapter.on_step, Adapter.on_step_all.__func__)  # pyright: ignore
+    for kind in {type(layer) for layer in adapter.adapters.values()}:
+        inner = getattr(kind, "inner_type", kind)
+        if (inner.on_backward, inner.on_step, inner.on_step_all.__func__) != own:
+            return False
+    return type(rule).on_backward is Rule.on_backward
 
 
 def _switch(optimizer: Optimizer, mode: Literal["train", "eval"]) -> None:

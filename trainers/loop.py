@@ -6,11 +6,13 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import psutil
 import torch
+from torch.utils.checkpoint import checkpoint as checkpoint_of
 
 from adapters.adapter_set import AdapterSet
 from adapters.calibrate import calibrate
@@ -101,6 +103,7 @@ def train(
     if reason == "done":
         path = run.save_result()
         yield Saved(step=run.step, path=path, final=True)
+    run.engine.close()
     adapter.detach()
     yield Finished(reason=reason, step=run.step, seconds=time.monotonic() - started, adapter=path)
 
@@ -146,7 +149,8 @@ def _set_schedule(base: Base, config: TrainConfig) -> None:
 def _engine(base: Base, adapter: AdapterSet, data: TrainingData, config: TrainConfig) -> Engine:
     scheduler = training_scheduler(base.pipe.scheduler, config.objective)
     if config.gradient_checkpointing:
-        base.unet.enable_gradient_checkpointing()
+        draws = config.adapter.model_dump().get("dropout", 0.0) > 0
+        base.unet.enable_gradient_checkpointing(partial(checkpoint_of, use_reentrant=False, preserve_rng_state=draws))
     plan = BatchPlan(data.buckets, config.batch_size, config.seed)
     return Engine(base.unet, adapter, plan, data.text, scheduler, config, base.dtype)
 

@@ -21,6 +21,11 @@ from trainers.rules import NONE, RULES, known_rule
 
 _SOURCES = ("torch.optim", "prodigyopt", "pytorch_optimizer", "bitsandbytes.optim")
 _OPTIONAL = {"prodigyopt", "pytorch_optimizer", "bitsandbytes.optim"}
+_ELEMENTWISE = {
+    *("adam", "adamw", "adamax", "nadam", "radam", "adagrad", "adadelta", "rmsprop", "rprop", "sgd", "asgd"),
+    *("lion", "prodigy", "schedulefreeadamw", "schedulefreesgd", "adabelief", "adan"),
+}
+"""Optimizers by name, in small letters, that treat each number by itself (or all of them together, as Prodigy does)."""
 Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 
 
@@ -106,7 +111,52 @@ def find_optimizer(name: str) -> type[Optimizer]:
     raise UnknownNameError("optimizer", name, known)
 
 
-def build_optimizer(config: OptimConfig, groups: list[dict[str, Any]], *, fused: bool = False) -> Optimizer:
+def is_elementwise(name: str) -> bool:
+    """Whether the update of a number depends on that number's history alone: tensors may then be stacked."""
+    return name.lower() in _ELEMENTWISE
+
+
+def is_capturable(name: str) -> bool:
+    """Whether torch's implementation can keep all its state on the device (a recorded step needs that)."""
+    return "capturable" in inspect.signature(find_optimizer(name).__init__).parameters
+
+
+class Rates:
+    """Learning rates: floats on the host for schedules and reports, tensors on the device for a recorded step."""
+
+    def __init__(self, optimizer: Optimizer, *, on_device: bool) -> None:
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        self._optimizer = optimizer
+        self.host = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(()))], "lr": rate} for rate in rates])
+        device = optimizer.param_groups[0]["params"][0].device
+        self._tensors = [torch.tensor(rate, device=device) for rate in rates] if on_device else None
+        self._applied: list[float] = []
+        self.apply()
+
+    def apply(self) -> None:
+        """Makes the host's rates those of the next update."""
+        self.host.step()  # nothing to update; schedules warn where an optimizer is never stepped
+        rates = [float(group["lr"]) for group in self.host.param_groups]
+        for n, (group, rate) in enumerate(zip(self._optimizer.param_groups, rates, strict=True)):
+            if self._tensors is None:
+                group["lr"] = rate
+                continue
+            group["lr"] = self._tensors[n]
+            if not self._applied or self._applied[n] != rate:
+                self._tensors[n].fill_(rate)
+        self._applied = rates
+
+    def restored(self) -> None:
+        """After a checkpoint's groups were loaded into the optimizer: their rates are the host's."""
+        for mine, group in zip(self.host.param_groups, self._optimizer.param_groups, strict=True):
+            mine["lr"] = float(group["lr"])
+        self._applied = []
+        self.apply()
+
+
+def build_optimizer(
+    config: OptimConfig, groups: list[dict[str, Any]], *, fused: bool = False, capturable: bool = False
+) -> Optimizer:
     """The optimizer over parameter groups; unknown options are refused by name."""
     optimizer = find_optimizer(config.name)
     accepted = inspect.signature(optimizer.__init__).parameters
@@ -121,6 +171,8 @@ def build_optimizer(config: OptimConfig, groups: list[dict[str, Any]], *, fused:
             f"{optimizer.__name__} evaluates the loss several times a step, which this trainer does not do.",
             "Choose another optimizer, such as AdamW or Prodigy.",
         )
+    if capturable and "capturable" in accepted:
+        options.setdefault("capturable", True)
     if fused and "fused" in accepted and not {"foreach", "differentiable"} & set(options):
         options.setdefault("fused", True)
     make = cast(Any, optimizer)

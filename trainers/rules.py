@@ -163,8 +163,9 @@ class LoraPro(Rule, name="lora-pro"):
             pairs[0].scale,
         )
         for pair, up, down in zip(pairs, ups, downs, strict=True):
-            pair.up.grad = up.flatten(0, 1)
-            pair.down.grad = down.flatten(0, 1)
+            assert pair.up.grad is not None and pair.down.grad is not None
+            pair.up.grad.copy_(up.flatten(0, 1))  # in place: they may be rows of a stack (adapters.bank)
+            pair.down.grad.copy_(down.flatten(0, 1))
 
 
 def lora_pro_gradients(

@@ -27,6 +27,7 @@ class Glora(LowRank, spec=GloraSpec):
     title: ClassVar[str] = "GLoRA"
     paper: ClassVar[str] = "arXiv 2306.07967"
     equation: ClassVar[str] = "ΔW = α/r · (W A2 A1 + B2 B1)"
+    batched: ClassVar[bool] = False  # W takes part
 
     def __init__(self, site: Site, weight: Tensor, spec: GloraSpec, context: Context) -> None:
         super().__init__(site, weight, spec, context)

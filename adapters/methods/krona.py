@@ -53,4 +53,4 @@ class Krona(Kronecker, spec=KronaSpec):
             self.register_parameter(name, nn.Parameter(start))
 
     def terms(self) -> Sequence[Mapping[str, Tensor]]:
-        return [{name: factor[t] for name, factor in self.named_parameters()} for t in range(self.count)]
+        return [{name: getattr(self, name)[t] for name, _ in self.named_parameters()} for t in range(self.count)]

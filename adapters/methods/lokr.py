@@ -55,4 +55,4 @@ class Lokr(Kronecker, spec=LokrSpec):
             self.register_parameter(name, nn.Parameter(start))
 
     def terms(self) -> Sequence[Mapping[str, Tensor]]:
-        return [dict(self.named_parameters())]
+        return [{name: getattr(self, name) for name, _ in self.named_parameters()}]

@@ -11,7 +11,8 @@ def test_the_average_follows_with_the_asked_decay():
     average = MovingAverage([parameter], decay=0.5)
     with torch.no_grad():
         parameter.fill_(1.0)
-    average.update(step=1000)
+    average.schedule(step=1000)
+    average.update()
     assert torch.allclose(average.values[0], torch.full((3,), 0.5))
 
 
@@ -20,7 +21,8 @@ def test_early_steps_average_over_little():
     average = MovingAverage([parameter], decay=0.999)
     with torch.no_grad():
         parameter.fill_(2.0)
-    average.update(step=0)
+    average.schedule(step=0)
+    average.update()
     assert torch.allclose(average.values[0], torch.full((3,), 1.9))
 
 

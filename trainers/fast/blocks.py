@@ -1,0 +1,202 @@
+"""SDXL's UNet with the forward passes of its blocks replaced by faster ones that compute the same.
+
+diffusers' modules, their weights, names and hooks stay: only `forward` of single instances is another, until `remove`.
+Faster are: keys and values of all cross-attentions in one product (the text is the same for all), queries, keys and
+values of a self-attention in one, residual additions joined with the norm that follows, biases of convolutions and the
+time embedding joined with group norm and SiLU, and convolutions in channels_last, for which GPUs have their kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import Tensor, nn
+
+from adapters.fused import is_plain, pack, project, unpack
+from trainers.fast.attention import Attend, Backend, attend_by
+from trainers.fast.norms import add_layer_norm, add_shift_residual, geglu, group_norm_silu, layer_norm
+
+_Module = Any
+"""diffusers' blocks: their attributes are untyped."""
+
+
+class FastUnet:
+    """The fast forwards of one UNet, from construction to `remove`. Weights are frozen but for adapters on layers."""
+
+    def __init__(self, unet: nn.Module, attention: Backend = "sdpa") -> None:
+        device = next(unet.parameters()).device
+        self.unet = unet
+        self.attend: Attend = attend_by(attention, device)
+        self._replaced: list[nn.Module] = []
+        self._packed: dict[Sequence[nn.Linear], Tensor] = {}
+        self._keys_values: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        if device.type == "cuda":
+            unet.to(memory_format=torch.channels_last)
+        self._crosses = self._replace()
+        self._hook = unet.register_forward_pre_hook(self._look_ahead, with_kwargs=True)
+
+    def remove(self) -> None:
+        """diffusers' own forwards again; weights are tensors of their own again."""
+        for module in self._replaced:
+            del module.forward
+        for layers in self._packed:
+            unpack(layers)
+        self._hook.remove()
+        self._keys_values.clear()
+        self._packed.clear()
+        self._replaced.clear()
+
+    def forget(self) -> None:
+        """Lets go of the last text's keys and values, and with them of its graph."""
+        self._keys_values.clear()
+
+    def _replace(self) -> list[tuple[nn.Module, ...]]:
+        """Puts the forwards in place; returns the cross-attentions whose keys and values are computed at once."""
+        crosses: dict[object, list[_Module]] = {}
+        for module in list(self.unet.modules()):
+            if isinstance(module, ResnetBlock2D) and _is_plain_resnet(module):
+                self._set(module, _resnet)
+            elif isinstance(module, Transformer2DModel) and _is_plain_transformer(module):
+                self._set(module, partial(_transformer, self))
+                for block in cast("list[_Module]", list(module.transformer_blocks)):
+                    self._pack((block.attn1.to_q, block.attn1.to_k, block.attn1.to_v))
+                    crosses.setdefault(block.attn2.to_k.weight.shape, []).append(block.attn2)
+        return [tuple(alike) for alike in crosses.values() if self._pack(_keys_and_values(alike))]
+
+    def _set(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        module.forward = partial(forward, module)
+        self._replaced.append(module)
+
+    def _pack(self, layers: Sequence[nn.Linear]) -> bool:
+        packed = pack(layers)
+        if packed is not None:
+            self._packed[tuple(layers)] = packed
+        return packed is not None
+
+    def _look_ahead(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the UNet runs: keys and values of every cross-attention from the text it is given."""
+        context = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
+        self._keys_values.clear()
+        for alike in self._crosses:
+            layers = _keys_and_values(alike)
+            found = project(context, layers, self._packed[layers])
+            for attention, keys, values in zip(alike, found[0::2], found[1::2], strict=True):
+                self._keys_values[attention] = keys, values
+
+    def self_attention(self, attn: _Module, x: Tensor) -> Tensor:
+        layers = (attn.to_q, attn.to_k, attn.to_v)
+        return self._attention(attn, *project(x, layers, self._packed.get(layers)))
+
+    def cross_attention(self, attn: _Module, x: Tensor, context: Tensor) -> Tensor:
+        keys_values = self._keys_values.get(attn)
+        if keys_values is None:
+            keys_values = attn.to_k(context), attn.to_v(context)
+        return self._attention(attn, *project(x, (attn.to_q,)), *keys_values)
+
+    def _attention(self, attn: _Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        heads = [part.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in (q, k, v)]
+        mixed = self.attend(*heads).transpose(1, 2).flatten(2)
+        return project(mixed, (attn.to_out[0],))[0]
+
+    def block(self, block: _Module, x: Tensor, pending: Tensor | None, context: Tensor) -> tuple[Tensor, Tensor]:
+        """One BasicTransformerBlock; the stream is x + pending, which is added where the next norm reads it."""
+        if pending is None:
+            normed = layer_norm(x, block.norm1)
+        else:
+            x, normed = add_layer_norm(x, pending, block.norm1)
+        x, normed = add_layer_norm(x, self.self_attention(block.attn1, normed), block.norm2)
+        x, normed = add_layer_norm(x, self.cross_attention(block.attn2, normed, context), block.norm3)
+        wide = project(normed, (block.ff.net[0].proj,))[0]
+        return x, project(geglu(wide), (block.ff.net[2],))[0]
+
+
+def _keys_and_values(attentions: Sequence[_Module]) -> tuple[nn.Linear, ...]:
+    return tuple(layer for attention in attentions for layer in (attention.to_k, attention.to_v))
+
+
+def _transformer(
+    fast: FastUnet, module: _Module, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: Any
+) -> tuple[Tensor]:
+    """Transformer2DModel: norm, project in, blocks, project out, add; pixels are tokens without a copy."""
+    height, width = hidden_states.shape[-2:]
+    tokens = group_norm_silu(hidden_states, module.norm, silu=False).permute(0, 2, 3, 1).flatten(1, 2)
+    x, pending = project(tokens, (module.proj_in,))[0], None
+    for block in module.transformer_blocks:
+        if torch.is_grad_enabled() and module.gradient_checkpointing:
+            x, pending = module._gradient_checkpointing_func(fast.block, block, x, pending, encoder_hidden_states)
+        else:
+            x, pending = fast.block(block, x, pending, encoder_hidden_states)
+    out = project(x + cast(Tensor, pending), (module.proj_out,))[0]
+    return (out.unflatten(1, (height, width)).permute(0, 3, 1, 2) + hidden_states,)
+
+
+def _resnet(module: _Module, input_tensor: Tensor, temb: Tensor) -> Tensor:
+    """ResnetBlock2D: norm, SiLU, convolve, add time, norm, SiLU, convolve, add."""
+    hidden, bias = _convolve(module.conv1, group_norm_silu(input_tensor, module.norm1))
+    shift = module.time_emb_proj(F.silu(temb))
+    hidden = group_norm_silu(hidden, module.norm2, shift=shift if bias is None else shift + bias)
+    hidden, bias = _convolve(module.conv2, hidden)
+    shortcut = input_tensor if module.conv_shortcut is None else module.conv_shortcut(input_tensor)
+    return add_shift_residual(hidden, bias, shortcut)
+
+
+def _convolve(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The convolution without its bias, and the bias for whoever adds next; with it where an adapter reads y."""
+    if is_plain(conv) and type(conv) is nn.Conv2d and conv.padding_mode == "zeros":
+        return F.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups), conv.bias
+    return conv(x), None
+
+
+def _is_plain_resnet(module: _Module) -> bool:
+    """SDXL's kind: SiLU, time added before the second norm, no resampling, no rescaling, no dropout."""
+    return (
+        isinstance(module.nonlinearity, nn.SiLU)
+        and module.time_embedding_norm == "default"
+        and not module.skip_time_act
+        and module.time_emb_proj is not None
+        and module.upsample is None
+        and module.downsample is None
+        and module.output_scale_factor == 1.0
+        and module.dropout.p == 0
+    )
+
+
+def _is_plain_transformer(module: _Module) -> bool:
+    """SDXL's kind: linear projections, and blocks of self-attention, cross-attention and GEGLU with layer norms."""
+    return (
+        bool(module.use_linear_projection)
+        and module.is_input_continuous
+        and all(_is_plain_block(block) for block in module.transformer_blocks)
+    )
+
+
+def _is_plain_block(block: _Module) -> bool:
+    attentions = [part for part in (block.attn1, block.attn2) if isinstance(part, Attention)]
+    return (
+        isinstance(block, BasicTransformerBlock)
+        and block.norm_type == "layer_norm"
+        and block.pos_embed is None
+        and not block.only_cross_attention
+        and len(attentions) == 2
+        and all(_is_plain_attention(attention) for attention in cast("list[_Module]", attentions))
+        and type(block.ff.net[0]).__name__ == "GEGLU"
+        and all(part.p == 0 for part in block.ff.modules() if isinstance(part, nn.Dropout))
+    )
+
+
+def _is_plain_attention(attn: _Module) -> bool:
+    extras = (attn.spatial_norm, attn.group_norm, attn.norm_cross, attn.norm_q, attn.norm_k)
+    return (
+        all(extra is None for extra in extras)
+        and not attn.residual_connection
+        and attn.rescale_output_factor == 1.0
+        and attn.to_out[1].p == 0
+    )
