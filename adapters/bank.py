@@ -21,6 +21,7 @@ from adapters.adapter_set import AdapterSet
 from adapters.base import Adapter
 from adapters.low_rank import LowRank
 from adapters.magnitude import Magnitude, gain_minus_one
+from adapters.row_gain import projections
 from adapters.side_stream import spread
 
 
@@ -181,8 +182,8 @@ def _chains(group: _Group, template: LowRank) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def _norms2(group: _Group, ups: Tensor, downs: Tensor) -> Tensor:
     """‖W_i + (B A)_i‖² of every layer, [layers, d]: kernels.chain_row_norm2 with the small products batched."""
-    base = torch.stack([member.get_buffer("base_norm2") for member in group.members])
-    cross = torch.stack([member.site.project(down) for member, down in zip(group.members, downs, strict=True)])
+    base = dict(group.slots)["base_norm2"]
+    cross = projections([member.site for member in group.members], downs)
     square = ((ups @ (downs @ downs.mT)) * ups).sum(-1)
     return base + 2 * (ups * cross).sum(-1) + square
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_LAG = 12
+_LAG = 4
 """Pieces of work whose inputs are kept alive before the main stream waits for the oldest."""
 
 
