@@ -141,13 +141,15 @@ class _LowRankLinear(torch.autograd.Function):
         y = F.linear(rows, weight, bias)
         _wait(ready)
         _add_products(y, z, up)
-        ctx.save_for_backward(rows, z, weight, up, down)
+        ctx.again = getattr(x, "again", None)  # x is cheaper to make again than to keep (trainers.fast.norms)
+        ctx.save_for_backward(None if ctx.again else rows, z, weight, up, down)
         ctx.shape = x.shape
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        rows, z, weight, up, down = ctx.saved_tensors
+        kept, z, weight, up, down = ctx.saved_tensors
+        again, ctx.again = ctx.again, None
         count, needs = len(up), ctx.needs_input_grad
         g = gradient.reshape(-1, gradient.shape[-1])
         gz = torch.empty_like(z)
@@ -159,6 +161,7 @@ class _LowRankLinear(torch.autograd.Function):
         d_up, d_down = torch.empty_like(up), torch.empty_like(down)
 
         def factors() -> None:
+            rows = again().reshape(-1, ctx.shape[-1]) if kept is None else kept
             torch.mm(gz.t(), rows, out=d_down)
             if count == 1:
                 torch.mm(g.t(), z, out=d_up[0])
@@ -166,7 +169,7 @@ class _LowRankLinear(torch.autograd.Function):
                 torch.bmm(_blocks(g, count).mT, _blocks(z, count), out=d_up)
 
         if g.is_cuda:
-            side_stream(g.device).later(factors, g, gz, rows, z, d_up, d_down)
+            side_stream(g.device).later(factors, again, g, gz, kept, z, d_up, d_down)
         else:
             factors()
         return (

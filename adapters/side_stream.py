@@ -18,28 +18,32 @@ _LAG = 4
 
 
 class SideStream:
-    """The second stream of one device."""
+    """The further streams of one device: one for what is soon needed, one for what can wait."""
 
     def __init__(self) -> None:
-        self._stream = torch.cuda.Stream()
+        self._soon, self._late = torch.cuda.Stream(), torch.cuda.Stream()
         self._pending: deque[tuple[torch.cuda.Event, Any]] = deque()
 
     def fork(self, work: Callable[[], None]) -> torch.cuda.Event:
         """Runs `work` beside; its tensors must have been allocated before. Wait for the event before using them."""
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            work()
-            return self._stream.record_event()
+        return _beside(self._soon, work)
 
-    def later(self, work: Callable[[], None], *tensors: Tensor) -> None:
-        """`fork`, waited for at `join` or before long; `tensors` (all that it reads and writes) live until then."""
-        self._pending.append((self.fork(work), tensors))
+    def later(self, work: Callable[[], None], *alive: Any) -> None:
+        """Runs `work` beside; waited for at `join` or before long. `alive` (what it reads and writes) lives till then."""
+        self._pending.append((_beside(self._late, work), alive))
         if len(self._pending) > _LAG:
             torch.cuda.current_stream().wait_event(self._pending.popleft()[0])
 
     def join(self) -> None:
         while self._pending:
             torch.cuda.current_stream().wait_event(self._pending.popleft()[0])
+
+
+def _beside(stream: torch.cuda.Stream, work: Callable[[], None]) -> torch.cuda.Event:
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        work()
+        return stream.record_event()
 
 
 _SIDES: dict[int, SideStream] = {}

@@ -41,7 +41,8 @@ def layer_norm(x: Rows, norm: nn.LayerNorm) -> Rows:
     """norm(x)"""
     if not _fits(x):
         return norm(x)
-    return cast("tuple[Tensor, Tensor]", _LayerNorm.apply(x, None, norm.weight, norm.bias, norm.eps))[1]
+    _, y = cast("tuple[Tensor, Tensor]", _LayerNorm.apply(x, None, norm.weight, norm.bias, norm.eps))
+    return remade(y, x, norm)
 
 
 def add_layer_norm(residual: Rows, x: Rows, norm: nn.LayerNorm) -> tuple[Rows, Rows]:
@@ -49,10 +50,24 @@ def add_layer_norm(residual: Rows, x: Rows, norm: nn.LayerNorm) -> tuple[Rows, R
     if not _fits(x):
         total = residual + x
         return total, norm(total)
-    return cast("tuple[Tensor, Tensor]", _LayerNorm.apply(x, residual, norm.weight, norm.bias, norm.eps))
+    total, y = cast("tuple[Tensor, Tensor]", _LayerNorm.apply(x, residual, norm.weight, norm.bias, norm.eps))
+    return total, remade(y, total, norm)
 
 
-def geglu(h: Rows) -> Rows:
+def remade(y: Rows, x: Rows, norm: nn.LayerNorm) -> Rows:
+    """y = norm(x), marked so that who needs it in backward can compute it again from x, which the norm keeps anyway."""
+    if y.requires_grad:
+        kept = x.detach()
+        y.again = lambda: _normed(kept, norm)  # pyright: ignore[reportAttributeAccessIssue]  # read by adapters.fused
+    return y
+
+
+@torch.no_grad()
+def _normed(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    return cast("tuple[Tensor, Tensor]", _LayerNorm.apply(x, None, norm.weight, norm.bias, norm.eps))[1]
+
+
+def geglu(h: Rows) -> Float[Tensor, "*rows half"]:
     """h[..., :c]·gelu(h[..., c:]) of 2c channels (arXiv 2002.05202), with the exact gelu."""
     if not _fits(h):
         value, gate = h.chunk(2, -1)

@@ -1,0 +1,8 @@
+"""How fast a training step is, beside the peers' on the same GPU in the same run.
+
+python -m benchmarks.speed run            every section of sections.py, then docs/speed.md
+python -m benchmarks.speed run headline-1 --seconds 420
+python -m benchmarks.speed table          docs/speed.md from the results that there are
+python -m benchmarks.speed profile --method lora --batch-size 1
+python -m benchmarks.speed cpu            our step against PEFT's on the embedded base
+"""

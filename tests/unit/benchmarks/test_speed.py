@@ -1,0 +1,61 @@
+"""The speed table renders from its JSON, and the peers adapt the layers that we adapt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.speed.measure import step_flops
+from benchmarks.speed.model import Setting
+from benchmarks.speed.ours import OurStep
+from benchmarks.speed.peers import PeerStep
+from benchmarks.speed.run import summary
+from benchmarks.speed.sections import Bar
+from benchmarks.speed.table import judge, write_page
+
+TINY = Setting(1, torch.device("cpu"), torch.float32, tiny=True)
+
+
+def _results(**ms: float) -> dict[str, Any]:
+    taken = {"setup_s": 1.0, "allocated_gib": 9.0, "reserved_gib": 10.0, "trainable": 5, "note": ""}
+    rows = {name.replace("_", " "): summary([{**taken, "ms": [value] * 3}]) for name, value in ms.items()}
+    rows["LyCORIS LoRA"] = {"rounds": [], "failed": "RuntimeError: no"}
+    about = {"device": "H100", "date": "today", "tiny": False, "versions": {"torch": "2"}}
+    return {"headline-1": {**about, "ceiling_tflops": 700.0, "step_tflop": 14.0, "rows": rows}}
+
+
+def test_page_keeps_what_is_written_around_the_tables(tmp_path: Path) -> None:
+    page = tmp_path / "speed.md"
+    page.write_text("# Speed\n<!-- measured: begin -->\nold\n<!-- measured: end -->\n## Log\nmine\n")
+    write_page(_results(PEFT_LoRA=600.0, **{"ours:_LoRA": 50.0}), page)
+    text = page.read_text()
+    assert text.startswith("# Speed\n") and text.endswith("## Log\nmine\n") and "old" not in text
+    assert "times as fast as PEFT LoRA | ≥ 9 | 12.00 | met |" in text
+    assert "| LyCORIS LoRA | RuntimeError: no |" in text
+    assert "| ours: LoRA | 50.0 | 50.0–50.0 | 50.0 | 1.00 | 40 % |" in text
+
+
+@pytest.mark.parametrize(("limit", "met"), [(0.5, True), (0.4, False)])
+def test_a_bar_is_met_up_to_its_limit(limit: float, met: bool) -> None:
+    assert judge(Bar("headline-1", "a", limit, over="b"), _results(a=1.0, b=2.0)) == (0.5, met)
+
+
+@pytest.mark.parametrize("kind", ["peft-lora", "peft-dora", "lycoris-lora"])
+def test_peers_train_as_many_numbers_as_we_do(kind: str) -> None:
+    pytest.importorskip("lycoris" if kind.startswith("lycoris") else "peft")
+    ours = OurStep(TINY, kind.partition("-")[2])
+    assert PeerStep(TINY, kind).trainable == ours.trainable > 0
+
+
+def test_lycoris_lokr_is_on_every_attention_layer() -> None:
+    pytest.importorskip("lycoris")
+    peer, ours = PeerStep(TINY, "lycoris-lokr"), OurStep(TINY)
+    assert len(peer.network.loras) == len(ours.engine.adapter.adapters)
+
+
+def test_arithmetic_grows_with_the_batch() -> None:
+    one, two = (step_flops(Setting(n, TINY.device, TINY.dtype, tiny=True)) for n in (1, 2))
+    assert one > 0 and two == pytest.approx(2 * one, rel=0.02)
