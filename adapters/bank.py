@@ -125,7 +125,7 @@ class FactorBank:
 
 
 def chained(adapter: Adapter) -> LowRank | None:
-    """The adapter's chain, or its inner method's under a magnitude, where it can be computed for many layers at once."""
+    """The adapter's chain, or its inner method's under a magnitude, where many layers' can be computed at once."""
     inner = adapter.inner if isinstance(adapter, Magnitude) else adapter
     if not isinstance(inner, LowRank) or not inner.batched:
         return None

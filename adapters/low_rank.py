@@ -43,7 +43,8 @@ class LowRank(Adapter):
         """The factors as they are now, with gradients."""
 
     def delta(self, x: Tensor, y_base: Tensor) -> Tensor:
-        return chain(self.site, F.dropout(x, self.dropout, self.training), *(self.staged or self.chain()))
+        x = F.dropout(x, self.dropout, self.training)
+        return chain(self.site, x, *self.chain()) if self.staged is None else chain(self.site, x, *self.staged)
 
     def delta_weight(self, weight: Tensor) -> Tensor:
         return self.site.as_weight(self.site.product(*self.factors())).to(weight.dtype)

@@ -58,7 +58,8 @@ class _RowGain(torch.autograd.Function):
         return out.view(y.shape)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+        (g,) = grad_outputs
         y, gain, bias = ctx.saved_tensors
         if not _fits(y):
             v = y if bias is None else y - bias

@@ -22,14 +22,14 @@ class SideStream:
 
     def __init__(self) -> None:
         self._soon, self._late = torch.cuda.Stream(), torch.cuda.Stream()
-        self._pending: deque[tuple[torch.cuda.Event, Any]] = deque()
+        self._pending: deque[tuple[Any, Any]] = deque()
 
-    def fork(self, work: Callable[[], None]) -> torch.cuda.Event:
+    def fork(self, work: Callable[[], None]) -> Any:
         """Runs `work` beside; its tensors must have been allocated before. Wait for the event before using them."""
         return _beside(self._soon, work)
 
     def later(self, work: Callable[[], None], *alive: Any) -> None:
-        """Runs `work` beside; waited for at `join` or before long. `alive` (what it reads and writes) lives till then."""
+        """Runs `work` beside, waited for at `join` at the latest; `alive` (what it reads and writes) lives as long."""
         self._pending.append((_beside(self._late, work), alive))
         if len(self._pending) > _LAG:
             torch.cuda.current_stream().wait_event(self._pending.popleft()[0])
@@ -39,22 +39,21 @@ class SideStream:
             torch.cuda.current_stream().wait_event(self._pending.popleft()[0])
 
 
-def _beside(stream: torch.cuda.Stream, work: Callable[[], None]) -> torch.cuda.Event:
+def _beside(stream: torch.cuda.Stream, work: Callable[[], None]) -> Any:
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         work()
         return stream.record_event()
 
 
-_SIDES: dict[int, SideStream] = {}
+_SIDES: dict[torch.device, SideStream] = {}
 
 
 def side_stream(device: torch.device) -> SideStream:
-    """The device's own; made at the first call, which must not be within a graph's capture."""
-    index = torch.cuda.current_device() if device.index is None else device.index
-    if index not in _SIDES:
-        _SIDES[index] = SideStream()
-    return _SIDES[index]
+    """A tensor's device's own; made at the first call, which must not be within a graph's capture."""
+    if device not in _SIDES:
+        _SIDES[device] = SideStream()
+    return _SIDES[device]
 
 
 class _Spread(torch.autograd.Function):

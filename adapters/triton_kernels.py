@@ -1,7 +1,7 @@
 """Triton kernels of DoRA: the gain a row on activations, and W Aᵀ of many layers in one launch."""
 
 # pyright: basic, reportArgumentType=false, reportInvalidTypeForm=false
-# ruff: noqa: ANN001, ANN201, N803
+# ruff: noqa: ANN001, ANN201
 
 from __future__ import annotations
 
@@ -46,9 +46,7 @@ def row_gain_backward(
 
 
 @triton.jit
-def projections(
-    weights, downs, out, like, D, K, R, BD: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr
-):
+def projections(weights, downs, out, like, D, K, R, BD: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr):
     """W Aᵀ of every layer → out [layers, D, R]; `weights` holds the addresses of W [D, K], of the type of `like`."""
     layer, block = tl.program_id(0), tl.program_id(1)
     rows, r = block * BD + tl.arange(0, BD), tl.arange(0, BR)

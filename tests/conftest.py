@@ -14,7 +14,13 @@ os.environ.update(
     COLUMNS="200",
 )
 
+from contextlib import suppress  # noqa: E402
+
 from jaxtyping import install_import_hook  # noqa: E402
+
+with suppress(ImportError):  # Triton compiles these from their source, which the hook would wrap
+    import adapters.triton_kernels
+    import trainers.fast.triton_kernels  # noqa: F401
 
 import tests.shapes  # noqa: E402, F401  (the hook finds it by name)
 

@@ -19,6 +19,8 @@ from trainers.objective import ObjectiveConfig
 from trainers.optim import OptimConfig
 from trainers.rules import RULES
 
+_SHOWN = ("capture", "attention", "sample", "save_every", "keep_checkpoints", "validate_every", "validation_levels")
+"""Fields that decide how a run is computed, shown or kept, not what it learns."""
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -135,7 +137,7 @@ class TrainConfig(BaseModel):
     def decisive(self) -> dict[str, Any]:
         """What a resume must find unchanged: all but where pictures lie and how often things are saved or shown."""
         whole = self.model_dump(mode="json")
-        for name in ("capture", "attention", "sample", "save_every", "keep_checkpoints", "validate_every", "validation_levels"):
+        for name in _SHOWN:
             del whole[name]
         del whole["data"]["folder"], whole["prior"]["folder"]
         if not (self.optim.depends_on_steps or layer_type(self.adapter).depends_on_steps):

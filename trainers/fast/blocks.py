@@ -39,7 +39,7 @@ class FastUnet:
         self._packed: dict[Sequence[nn.Linear], Tensor] = {}
         self._keys_values: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         if device.type == "cuda":
-            unet.to(memory_format=torch.channels_last)
+            cast(Any, unet).to(memory_format=torch.channels_last)
         self._crosses = self._replace()
         self._hook = unet.register_forward_pre_hook(self._look_ahead, with_kwargs=True)
 
@@ -93,13 +93,15 @@ class FastUnet:
 
     def self_attention(self, attn: _Module, x: Tensor) -> Tensor:
         layers = (attn.to_q, attn.to_k, attn.to_v)
-        return self._attention(attn, *project(x, layers, self._packed.get(layers)))
+        q, k, v = project(x, layers, self._packed.get(layers))
+        return self._attention(attn, q, k, v)
 
     def cross_attention(self, attn: _Module, x: Tensor, context: Tensor) -> Tensor:
         keys_values = self._keys_values.get(attn)
         if keys_values is None:
             keys_values = attn.to_k(context), attn.to_v(context)
-        return self._attention(attn, *project(x, (attn.to_q,)), *keys_values)
+        (q,) = project(x, (attn.to_q,))
+        return self._attention(attn, q, *keys_values)
 
     def _attention(self, attn: _Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         heads = [part.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in (q, k, v)]

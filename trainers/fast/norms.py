@@ -28,7 +28,7 @@ def group_norm_silu(
     x: Picture, norm: nn.GroupNorm, shift: Float[Tensor, "n c"] | None = None, silu: bool = True
 ) -> Picture:
     """silu(group_norm(x + shift)), in channels_last where a kernel makes it."""
-    if not _fits(x) or x.shape[1] % _CHANNELS or norm.weight is None:
+    if not _fits(x) or x.shape[1] % _CHANNELS or not norm.affine:
         moved = x if shift is None else x + shift[:, :, None, None]
         y = F.group_norm(moved, norm.num_groups, norm.weight, norm.bias, norm.eps)
         return F.silu(y) if silu else y
@@ -123,7 +123,8 @@ class _GroupNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (g,) = grad_outputs
         x, shift, weight, bias, mean, rstd = ctx.saved_tensors
         tiles, k, groups = _Tiles(x, ctx.groups), _kernels(), ctx.groups
         g = g.contiguous(memory_format=torch.channels_last)
@@ -178,7 +179,8 @@ class _LayerNorm(torch.autograd.Function):
         return total, y
 
     @staticmethod
-    def backward(ctx: Any, extra: Tensor | None, g: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        extra, g = grad_outputs
         total, weight, mean, rstd = ctx.saved_tensors
         if g is None:
             return extra, extra if ctx.added else None, None, None, None
@@ -204,7 +206,8 @@ class _Geglu(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        (g,) = grad_outputs
         (rows,) = ctx.saved_tensors
         given, half = _rows(g), rows.shape[1] // 2
         dh = torch.empty(ctx.shape, dtype=rows.dtype, device=rows.device)
@@ -227,7 +230,8 @@ class _AddThree(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, Tensor]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, Tensor]:
+        (g,) = grad_outputs
         return g, None, g
 
 

@@ -6,7 +6,7 @@ for a block.
 """
 
 # pyright: basic, reportArgumentType=false, reportInvalidTypeForm=false
-# ruff: noqa: ANN001, ANN202, ANN201, N803
+# ruff: noqa: ANN001, ANN202, ANN201
 
 from __future__ import annotations
 
