@@ -70,7 +70,7 @@ def pack(layers: Sequence[nn.Linear]) -> Tensor | None:
     """Moves the weights into one tensor, one below the other, of which they become views; None where they differ."""
     weights = [layer.weight for layer in layers]
     same = len({(w.shape, w.dtype, w.device) for w in weights}) == 1
-    if not same or any(type(layer) is not nn.Linear or layer.bias is not None for layer in layers):
+    if not same or any(type(layer) is not nn.Linear or "bias" in dict(layer.named_parameters()) for layer in layers):
         return None
     packed = torch.cat([weight.detach() for weight in weights])
     for weight, rows in zip(weights, packed.split(weights[0].shape[0]), strict=True):
@@ -94,13 +94,16 @@ def _update(layer: nn.Linear) -> _Update | None:
     if hook is None or type(layer) is not nn.Linear or _learns(layer):
         return None
     active = [(adapter, switch) for adapter, switch in hook.entries if switch.strength != 0.0 and not switch.merged]
-    if len(active) != 1 or len(layer._forward_hooks) > 1 or active[0][1].strength != 1.0:  # pyright: ignore[reportPrivateUsage]
+    if len(active) != 1 or len(layer._forward_hooks) > 1:  # pyright: ignore[reportPrivateUsage]
         return None
-    adapter = active[0][0]
+    adapter, strength = active[0][0], active[0][1].strength
     low_rank = chained(adapter)
     if low_rank is None or low_rank.staged is None or (low_rank.dropout > 0 and low_rank.training):
         return None
-    return _Update(*low_rank.staged, adapter.staged_gain if isinstance(adapter, Magnitude) else None)
+    up, down = low_rank.staged
+    if strength == 1.0:
+        return _Update(up, down, adapter.staged_gain if isinstance(adapter, Magnitude) else None)
+    return None if isinstance(adapter, Magnitude) else _Update(strength * up, down, None)
 
 
 def _updated(x: Tensor, weight: Tensor, bias: Tensor | None, updates: list[_Update]) -> Tensor:
@@ -147,7 +150,8 @@ class _LowRankLinear(torch.autograd.Function):
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = grad_outputs
         kept, z, weight, up, down = ctx.saved_tensors
         again, ctx.again = ctx.again, None
         count, needs = len(up), ctx.needs_input_grad

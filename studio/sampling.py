@@ -15,11 +15,13 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
+from adapters.adapter_set import AdapterSet
 from adapters.errors import MissingError, UnknownNameError, UserInputError
 from adapters.files import AdapterFile, attach_file, load_adapter
 from studio import __version__
 from studio.paths import next_free, slug
 from studio.recipe import AdapterUse, Recipe, save_png
+from trainers.fast.sampling import fast_sampling
 from trainers.loop import pick_device, pick_dtype
 from trainers.result import ADAPTER_NAME
 from trainers.samples import grid
@@ -91,14 +93,17 @@ def sample(request: Request, console: Console) -> Path:
     base = load_base(name, device=device, dtype=pick_dtype("auto", device))
     base.set_schedule(*schedule)
     out = request.out or next_free(PICTURES, slug(request.prompts[0]))
+    sets: list[AdapterSet] = []
     with ExitStack() as stack:
         for one in loaded:
             attached = attach_file(base.components, one.file, known_hash=base.hash, part=one.part)
             attached.to(base.device)
             stack.callback(attached.detach)
             attached.strength = one.strength
+            sets.append(attached)
             if attached.warning:
                 _warn(console, f"{one.path}: {attached.warning}")
+        stack.enter_context(fast_sampling(base.unet, sets))
         return _draw(request, base, recipes(request, base, [one.use() for one in loaded]), out, console)
 
 

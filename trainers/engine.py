@@ -133,8 +133,7 @@ class Engine:
             self.recorder.run("update", lambda: self._update(number))
         else:
             self._update(number)
-        self.schedule.step()
-        self.rates.apply()
+        self.rates.advance(self.schedule)
         return StepResult(self._result.loss.clone(), self._result.grad_norm.clone())
 
     def _learn_from(self, index: int) -> None:

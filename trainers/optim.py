@@ -135,7 +135,6 @@ class Rates:
 
     def apply(self) -> None:
         """Makes the host's rates those of the next update."""
-        self.host.step()  # nothing to update; schedules warn where an optimizer is never stepped
         rates = [float(group["lr"]) for group in self.host.param_groups]
         for n, (group, rate) in enumerate(zip(self._optimizer.param_groups, rates, strict=True)):
             if self._tensors is None:
@@ -145,6 +144,12 @@ class Rates:
             if not self._applied or self._applied[n] != rate:
                 self._tensors[n].fill_(rate)
         self._applied = rates
+
+    def advance(self, schedule: LRScheduler) -> None:
+        """After an update: the schedule's next rates."""
+        self.host.step()  # has nothing to update, but schedules warn where an optimizer is never stepped
+        schedule.step()
+        self.apply()
 
     def restored(self) -> None:
         """After a checkpoint's groups were loaded into the optimizer: their rates are the host's."""

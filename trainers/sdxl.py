@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from adapters.errors import UnknownNameError, UserInputError
 from adapters.inject import base_hash
+from trainers.fast.sampling import recorded
 from trainers.file_hash import files_hash
 from trainers.sources import TRAINED_PARTS, find_source, load_pipeline, with_schedule
 from trainers.text import TextStates, encode_tokens, tokenize
@@ -171,21 +172,22 @@ def generate(
         add_watermarker=False,
     )
     pipe.set_progress_bar_config(disable=True)
-    for start in range(0, len(prompts), batch_size):
-        texts, numbers = list(prompts[start : start + batch_size]), seeds[start : start + batch_size]
-        (latents,) = cast(
-            "tuple[Tensor]",
-            pipe(
-                prompt=texts,
-                negative_prompt=[negative] * len(texts) if negative else None,
-                latents=torch.cat([_latents(base, number, width, height) for number in numbers]),
-                generator=[torch.Generator(base.device).manual_seed(number) for number in numbers],
-                width=width,
-                height=height,
-                num_inference_steps=inference_steps,
-                guidance_scale=guidance,
-                output_type="latent",
-                return_dict=False,
-            ),
-        )
-        yield from decode(base, latents)
+    with recorded(base.unet):
+        for start in range(0, len(prompts), batch_size):
+            texts, numbers = list(prompts[start : start + batch_size]), seeds[start : start + batch_size]
+            (latents,) = cast(
+                "tuple[Tensor]",
+                pipe(
+                    prompt=texts,
+                    negative_prompt=[negative] * len(texts) if negative else None,
+                    latents=torch.cat([_latents(base, number, width, height) for number in numbers]),
+                    generator=[torch.Generator(base.device).manual_seed(number) for number in numbers],
+                    width=width,
+                    height=height,
+                    num_inference_steps=inference_steps,
+                    guidance_scale=guidance,
+                    output_type="latent",
+                    return_dict=False,
+                ),
+            )
+            yield from decode(base, latents)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.speed import __doc__ as usage
+from benchmarks.speed import sampling
 from benchmarks.speed.cpu import compare
 from benchmarks.speed.model import Setting
 from benchmarks.speed.ours import OurStep
@@ -33,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (run, commands.add_parser("table")):
         command.add_argument("--results", type=Path, default=RESULTS)
         command.add_argument("--page", type=Path, default=PAGE)
-    for command in (run, profiled):
+    for command in (run, profiled, commands.add_parser("sampling")):
         command.add_argument("--tiny", action="store_true", help="the embedded base: to try the commands on a CPU")
     cpu = commands.add_parser("cpu")
     cpu.add_argument("--ranks", type=int, nargs="+", default=[4, 16])
@@ -53,6 +54,9 @@ def main() -> None:
     on_gpu = torch.cuda.is_available()
     device, dtype = torch.device("cuda" if on_gpu else "cpu"), torch.bfloat16 if on_gpu else torch.float32
     setting = Setting(getattr(options, "batch_size", 1), device, dtype, options.tiny)
+    if options.command == "sampling":
+        print(json.dumps(sampling.compare(device, tiny=options.tiny)))
+        return
     if options.command == "profile":
         print(profile_step(OurStep(setting, options.method, options.targets), device))
         return

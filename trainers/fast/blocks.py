@@ -41,7 +41,7 @@ class FastUnet:
         if device.type == "cuda":
             cast(Any, unet).to(memory_format=torch.channels_last)
         self._crosses = self._replace()
-        self._hook = unet.register_forward_pre_hook(self._look_ahead, with_kwargs=True)
+        self._set(unet, partial(_unet, self, unet.forward))
 
     def remove(self) -> None:
         """diffusers' own forwards again; weights are tensors of their own again."""
@@ -49,7 +49,6 @@ class FastUnet:
             del module.forward
         for layers in self._packed:
             unpack(layers)
-        self._hook.remove()
         self._keys_values.clear()
         self._packed.clear()
         self._replaced.clear()
@@ -81,9 +80,8 @@ class FastUnet:
             self._packed[tuple(layers)] = packed
         return packed is not None
 
-    def _look_ahead(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def look_ahead(self, context: Tensor) -> None:
         """Before the UNet runs: keys and values of every cross-attention from the text it is given."""
-        context = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
         self._keys_values.clear()
         for alike in self._crosses:
             layers = _keys_and_values(alike)
@@ -122,6 +120,14 @@ class FastUnet:
 
 def _keys_and_values(attentions: Sequence[_Module]) -> tuple[nn.Linear, ...]:
     return tuple(layer for attention in attentions for layer in (attention.to_k, attention.to_v))
+
+
+def _unet(
+    fast: FastUnet, forward: Callable[..., Any], _: nn.Module, sample: Tensor, timestep: Any,
+    encoder_hidden_states: Tensor, *args: Any, **kwargs: Any,
+) -> Any:  # fmt: skip
+    fast.look_ahead(encoder_hidden_states)
+    return forward(sample, timestep, encoder_hidden_states, *args, **kwargs)
 
 
 def _transformer(

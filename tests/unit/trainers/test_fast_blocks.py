@@ -14,6 +14,7 @@ from adapters.inject import attach
 from adapters.registry import make_spec
 from tests.tolerances import FP64, FP64_GRADIENT, relative_error
 from trainers.fast.blocks import FastUnet
+from trainers.fast.sampling import fast_sampling, recorded
 from trainers.sdxl import load_base
 
 
@@ -119,3 +120,17 @@ def test_gradients_of_the_bases_own_weights_still_flow_where_they_are_asked_for(
     assert found is not None and relative_error(found, layer.weight.grad) < FP64_GRADIENT
     layer.weight.requires_grad_(False)
     layer.weight.grad = None
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "lokr"])
+def test_drawing_fast_at_any_strength_gives_the_hooks_prediction(
+    unet: nn.Module, predict: Callable[[], Tensor], method: str
+):
+    adapter = adapted(unet, method, "attention")
+    adapter.strength = 0.6
+    with torch.no_grad():
+        expected = predict()
+    with fast_sampling(unet, [adapter]), recorded(unet):
+        found = predict()
+    adapter.detach()
+    assert relative_error(found, expected) < FP64
