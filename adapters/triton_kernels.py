@@ -1,6 +1,6 @@
 """Triton kernels of DoRA: the gain a row on activations, and W Aᵀ of many layers in one launch."""
 
-# pyright: basic, reportArgumentType=false, reportInvalidTypeForm=false
+# pyright: basic, reportMissingImports=false, reportArgumentType=false, reportInvalidTypeForm=false
 # ruff: noqa: ANN001, ANN201
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ import torch
 from studio import __version__
 from studio.paths import existing_parent
 from trainers.cache import default_root
+from trainers.fast.attention import BACKENDS, why_not
 from trainers.sources import EMBEDDED
 
 Level = Literal["good", "note", "bad"]
@@ -77,6 +78,7 @@ def examine() -> Iterator[Finding]:
         f"on {platform.system()} {platform.machine()}.",
     )
     yield from _gpu_findings(found)
+    yield from _attention_findings(found)
     yield from _memory_findings()
     yield from _disk_findings()
     yield from _extra_findings()
@@ -93,6 +95,17 @@ def _gpu_findings(found: list[Gpu]) -> Iterator[Finding]:
         yield Finding("note", "No GPU is used: this torch is a CPU build.")
     elif not found:
         yield Finding("note", "No NVIDIA GPU is seen (is its driver installed?).")
+
+
+def _attention_findings(found: list[Gpu]) -> Iterator[Finding]:
+    """Which attention backends work (each is tried), and why the others do not."""
+    device = torch.device("cuda" if found else "cpu")
+    problems = {name: why_not(name, device) for name in BACKENDS}
+    working = ", ".join(name for name, problem in problems.items() if problem is None)
+    yield Finding("good", f"Attention that works here (--set attention=…): {working}.")
+    for name, problem in problems.items():
+        if problem is not None:
+            yield Finding("note", f"Attention by {name} does not work here: {problem}")
 
 
 def _memory_findings() -> Iterator[Finding]:

@@ -160,7 +160,13 @@ def _unpack(engine: Engine, tensors: dict[str, Tensor], plain: Plain) -> None:
     for path, value in entries.items():
         index, name = path.split("/", 1)
         state.setdefault(int(index), {})[name] = value
-    engine.optimizer.load_state_dict({"state": state, "param_groups": plain["groups"]})
+    try:
+        engine.optimizer.load_state_dict({"state": state, "param_groups": plain["groups"]})
+    except ValueError as error:
+        raise MismatchError(
+            "The checkpoint keeps the optimizer's state in another form; an earlier version of the app made it.",
+            "Finish the run with that version, or start a new one with another --out.",
+        ) from error
     engine.rates.restored()
     engine.schedule.load_state_dict(plain["schedule"])
     engine.scaler.load_state_dict(plain["scaler"])

@@ -220,6 +220,17 @@ def test_a_norm_that_is_infinite_survives_the_log():
     assert parse_event(event.model_dump_json()) == event
 
 
+def test_a_checkpoint_whose_optimizer_state_has_another_form_is_refused(
+    pictures: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = quick_config(pictures)
+    commands = iter([None, "pause"])
+    run(config, tmp_path / "out", cache, commands=lambda: next(commands))
+    monkeypatch.setattr("trainers.engine.is_elementwise", lambda name: False)  # as before there were stacks
+    with pytest.raises(MismatchError, match="an earlier version"):
+        run(config, tmp_path / "out", cache, resume=True)
+
+
 def test_resuming_nothing_is_refused(pictures: Path, cache: Path, tmp_path: Path):
     with pytest.raises(MissingError, match="no checkpoint"):
         run(quick_config(pictures), tmp_path, cache, resume=True)

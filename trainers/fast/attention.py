@@ -56,12 +56,12 @@ def why_not(name: Backend, device: torch.device) -> str | None:
         return "it needs an NVIDIA GPU."
     backends = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
     attend = _xformers if name == "xformers" else _within(backends[name])
-    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     try:
+        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
         q = torch.randn(1, 2, 128, 64, device=device, dtype=dtype, requires_grad=True)
         attend(q, q, q).sum().backward()
     except Exception as error:  # whatever a library says no with
-        with suppress(RuntimeError):
+        with suppress(Exception):
             torch.cuda.synchronize(device)
         return (str(error).strip().splitlines() or [type(error).__name__])[0]
     return None

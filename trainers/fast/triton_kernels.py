@@ -5,7 +5,7 @@ channel over runs of pixels first and joins channels and runs afterwards: a grou
 for a block.
 """
 
-# pyright: basic, reportArgumentType=false, reportInvalidTypeForm=false
+# pyright: basic, reportMissingImports=false, reportArgumentType=false, reportInvalidTypeForm=false
 # ruff: noqa: ANN001, ANN202, ANN201
 
 from __future__ import annotations

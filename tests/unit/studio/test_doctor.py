@@ -35,6 +35,12 @@ def test_without_a_card_it_says_what_works_and_what_does_not(monkeypatch: pytest
     assert "Cannot train SDXL" in text
 
 
+def test_it_says_which_attention_works_and_why_others_do_not(monkeypatch: pytest.MonkeyPatch):
+    text = told(monkeypatch)
+    assert "Attention that works here (--set attention=…): sdpa." in text
+    assert "Attention by flash does not work here: it needs an NVIDIA GPU." in text
+
+
 def test_a_small_card_is_told_a_way(monkeypatch: pytest.MonkeyPatch):
     assert "data.resolution=512" in told(monkeypatch, card(6))
 
