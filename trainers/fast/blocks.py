@@ -143,7 +143,7 @@ def _transformer(
         else:
             x, pending = fast.block(block, x, pending, encoder_hidden_states)
     out = project(x + cast(Tensor, pending), (module.proj_out,))[0]
-    return (out.unflatten(1, (height, width)).permute(0, 3, 1, 2) + hidden_states,)
+    return (hidden_states + out.unflatten(1, (height, width)).permute(0, 3, 1, 2),)  # in the layout of the first
 
 
 def _resnet(module: _Module, input_tensor: Tensor, temb: Tensor) -> Tensor:
