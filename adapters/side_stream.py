@@ -38,6 +38,9 @@ class SideStream:
         while self._pending:
             torch.cuda.current_stream().wait_event(self._pending.popleft()[0])
 
+    def forget(self) -> None:
+        self._pending.clear()
+
 
 def _beside(stream: torch.cuda.Stream, work: Callable[[], None]) -> Any:
     stream.wait_stream(torch.cuda.current_stream())
@@ -54,6 +57,12 @@ def side_stream(device: torch.device) -> SideStream:
     if device not in _SIDES:
         _SIDES[device] = SideStream()
     return _SIDES[device]
+
+
+def abandon_pending() -> None:
+    """Lets go of what is pending on every device: the recording that it belonged to has failed."""
+    for side in _SIDES.values():
+        side.forget()
 
 
 class _Spread(torch.autograd.Function):

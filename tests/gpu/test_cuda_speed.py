@@ -24,6 +24,7 @@ from tests.tolerances import BF16, FP32, relative_error
 from trainers.cache import TensorCache
 from trainers.events import Stepped
 from trainers.fast import norms
+from trainers.fast.capture import Recorder
 from trainers.loop import train
 from trainers.sources import EMBEDDED
 
@@ -137,3 +138,20 @@ def test_projections_of_many_layers_are_those_of_each():
         downs = torch.randn(3, 16, sites[0].columns, device="cuda")
         expected = torch.stack([s.matricise(s.weight).float() @ d.T for s, d in zip(sites, downs, strict=True)])
         assert relative_error(projections(sites, downs), expected) < BF16
+
+
+def test_what_cannot_be_recorded_goes_on_with_the_same_numbers():
+    device = torch.device("cuda")
+    draws, found = torch.Generator(device), torch.zeros(4, device=device)
+
+    def work() -> None:
+        found.copy_(torch.randn(4, generator=draws, device=device))
+        float(found.sum())  # waits for the device, which a recording does not allow
+
+    recorder = Recorder(device, [draws])
+    for seed in range(4):
+        draws.manual_seed(seed)
+        recorder.run("work", work)
+        expected = torch.randn(4, generator=torch.Generator(device).manual_seed(seed), device=device)
+        assert torch.equal(found, expected)
+    assert "work" in recorder.problems

@@ -6,6 +6,8 @@ from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
+from adapters.side_stream import abandon_pending
+
 
 class Recorder:
     """Runs named pieces of work: the first time as they are, then recorded, then replayed.
@@ -56,6 +58,19 @@ class Recorder:
                 work()
         except Exception as error:  # torch says it in many ways; what the work itself is to blame for shows when run
             self.problems[name] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            abandon_pending()
+            for generator in (*self._generators, torch.cuda.default_generators[torch.cuda.current_device()]):
+                revive(generator)
             return None
         self._graphs[name] = graph
         return graph
+
+
+def revive(generator: torch.Generator) -> None:
+    """Gives a generator a state of its own again, at the start of its seed.
+
+    Where a recording fails, torch leaves those that took part believing that they are still being recorded.
+    """
+    seed = generator.initial_seed()
+    generator.graphsafe_set_state(torch.Generator(generator.device).graphsafe_get_state())
+    generator.manual_seed(seed)
