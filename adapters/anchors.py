@@ -59,7 +59,7 @@ class AnchoredSpec(LowRankSpec, frozen=True):
 
     init: Annotated[str, AfterValidator(_known)] = Field(
         default=ORDINARY,
-        description="How the factors start: gaussian (up is zero), pissa, milora, olora or lora-ga.",
+        description="How the factors start: gaussian (up is zero), pissa, milora, olora, lora-ga or loftq.",
     )
     calibration_draws: int = Field(
         default=16, ge=1, description="Batches that the base's gradients are averaged over, where the start needs them."

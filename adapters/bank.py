@@ -147,7 +147,7 @@ def _alike(adapter_set: AdapterSet, shared: Container[int]) -> list[list[Adapter
             for path, t in _tensors(adapter).items()
         )
         site = adapter.site
-        layer = (site.kind, tuple(site.weight.shape), site.groups, name.split(".", 1)[0], adapter_set.rates.get(name))
+        layer = (site.kind, tuple(site.shape), site.groups, name.split(".", 1)[0], adapter_set.rates.get(name))
         groups[type(adapter), repr(adapter.knobs), layer, shapes].append(adapter)
     return list(groups.values())
 

@@ -10,6 +10,7 @@ from torch import nn
 from adapters.adapter_set import AdapterSet
 from adapters.base import Calibration
 from adapters.layer import master
+from adapters.quantized import Quantized, weight_shape
 
 CHUNK_BYTES = 1 << 30
 """How much the layers that are calibrated together may hold at most, at four bytes a weight."""
@@ -54,7 +55,7 @@ def _chunks(waiting: list[Waiting]) -> list[list[Waiting]]:
     chunks: list[list[Waiting]] = []
     room = 0
     for module, calibrations in waiting:
-        size = 4 * module.weight.numel() * len(calibrations)
+        size = 4 * weight_shape(module).numel() * len(calibrations)
         if size > room or not chunks:
             chunks.append([])
             room = CHUNK_BYTES
@@ -74,9 +75,8 @@ class _Watch:
 
     def __enter__(self) -> None:
         for module, calibrations in self.chunk:
-            module.weight.requires_grad_(True)
-            hook = self._taker(calibrations)
-            self._handles.append(module.weight.register_post_accumulate_grad_hook(hook))
+            leaf = module.watch() if isinstance(module, Quantized) else module.weight.requires_grad_(True)
+            self._handles.append(leaf.register_post_accumulate_grad_hook(self._taker(calibrations)))
 
     def _taker(self, calibrations: Sequence[Calibration]) -> Callable[[torch.Tensor], None]:
         def take(weight: torch.Tensor) -> None:
@@ -95,4 +95,7 @@ class _Watch:
         for handle in self._handles:
             handle.remove()
         for module, _ in self.chunk:
-            module.weight.requires_grad_(False)
+            if isinstance(module, Quantized):
+                module.unwatch()
+            else:
+                module.weight.requires_grad_(False)

@@ -2,7 +2,7 @@
 
 `project` is what a fast block calls in the place of its layers. Weights that lie side by side are multiplied at once;
 the factors' own products run on a second stream where nothing waits for them. Whatever does not fit (a method without
-a chain, dropout, two adapters on a layer, a quantised weight) goes through the layers and their hooks as ever.
+a chain, dropout, two adapters on a layer) goes through the layers and their hooks as ever.
 """
 
 from __future__ import annotations
@@ -17,8 +17,13 @@ from torch import Tensor, nn
 from adapters.bank import chained
 from adapters.layer import AdaptedLayer
 from adapters.magnitude import Magnitude
+from adapters.quantized import QuantizedLinear
 from adapters.row_gain import row_gain
 from adapters.side_stream import side_stream
+
+
+Weight = Tensor | QuantizedLinear
+"""A weight [d, k], or the layer that computes it."""
 
 
 class _Update(NamedTuple):
@@ -86,12 +91,14 @@ def unpack(layers: Sequence[nn.Linear]) -> None:
 
 def _single(x: Tensor, layer: nn.Linear) -> Tensor:
     update = _update(layer)
-    return layer(x) if update is None else _updated(x, layer.weight, layer.bias, [update])
+    if update is None:
+        return layer(x)
+    return _updated(x, layer if isinstance(layer, QuantizedLinear) else layer.weight, layer.bias, [update])
 
 
 def _update(layer: nn.Linear) -> _Update | None:
     hook = hook_of(layer)
-    if hook is None or type(layer) is not nn.Linear or _learns(layer):
+    if hook is None or type(layer) not in (nn.Linear, QuantizedLinear) or _learns(layer):
         return None
     active = [(adapter, switch) for adapter, switch in hook.entries if switch.strength != 0.0 and not switch.merged]
     if len(active) != 1 or len(layer._forward_hooks) > 1:  # pyright: ignore[reportPrivateUsage]
@@ -106,7 +113,7 @@ def _update(layer: nn.Linear) -> _Update | None:
     return None if isinstance(adapter, Magnitude) else _Update(strength * up, down, None)
 
 
-def _updated(x: Tensor, weight: Tensor, bias: Tensor | None, updates: list[_Update]) -> Tensor:
+def _updated(x: Tensor, weight: Weight, bias: Tensor | None, updates: list[_Update]) -> Tensor:
     factors = [u.up for u in updates] + [u.down for u in updates]
     y: Tensor = _LowRankLinear.apply(x, weight, bias, len(updates), *factors)  # pyright: ignore[reportAssignmentType]
     gains = [u.gain for u in updates if u.gain is not None]
@@ -135,17 +142,18 @@ class _LowRankLinear(torch.autograd.Function):
     """x Wᵀ + b + (x Aᵀ) Bᵀ for n pairs side by side: W [n·d, k], y [..., n·d], pairs [d, r] and [r, k]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, count: int, *factors: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Weight, bias: Tensor | None, count: int, *factors: Tensor) -> Tensor:
         up = torch.stack(factors[:count]) if count > 1 else factors[0][None]
         down = torch.cat(factors[count:]) if count > 1 else factors[1]
         rows = x.reshape(-1, x.shape[-1])
         z = rows.new_empty(len(rows), len(down))
         ready = _beside(rows, lambda: torch.mm(rows, down.t(), out=z))
-        y = F.linear(rows, weight, bias)
+        ctx.quantized = weight if isinstance(weight, QuantizedLinear) else None  # dequantised again on the way back
+        y = F.linear(rows, _dense(weight), bias)
         _wait(ready)
         _add_products(y, z, up)
         ctx.again = getattr(x, "again", None)  # x is cheaper to make again than to keep (trainers.fast.norms)
-        ctx.save_for_backward(None if ctx.again else rows, z, weight, up, down)
+        ctx.save_for_backward(None if ctx.again else rows, z, None if ctx.quantized else weight, up, down)
         ctx.shape = x.shape
         return y.view(*x.shape[:-1], y.shape[-1])
 
@@ -158,7 +166,7 @@ class _LowRankLinear(torch.autograd.Function):
         g = gradient.reshape(-1, gradient.shape[-1])
         gz = torch.empty_like(z)
         ready = _beside(g, lambda: _into_columns(gz, g, up))
-        dx = g @ weight if needs[0] else None
+        dx = g @ _dense(ctx.quantized or weight) if needs[0] else None
         _wait(ready)
         if dx is not None:
             dx.addmm_(gz, down)
@@ -182,6 +190,10 @@ class _LowRankLinear(torch.autograd.Function):
             *d_up.unbind(),
             *(d_down.chunk(count) if count > 1 else (d_down,)),
         )
+
+
+def _dense(weight: Weight) -> Tensor:
+    return weight.weight if isinstance(weight, QuantizedLinear) else weight
 
 
 def _blocks(matrix: Tensor, count: int) -> Tensor:

@@ -140,7 +140,7 @@ class Kronecker(Adapter):
         a, b = factors["w2_a"], factors["w2_b"]
         if "t2" in factors:
             return b, factors["t2"], a.mT
-        return b.unflatten(1, (-1, *self.site.weight.shape[2:])), a
+        return b.unflatten(1, (-1, *self.site.shape[2:])), a
 
     def delta(self, x: Tensor, y_base: Tensor) -> Tensor:
         x = F.dropout(x, self.dropout, self.training)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from adapters.base import Adapter
-from adapters.errors import StudioError
+from adapters.errors import StudioError, UserInputError
+from adapters.quantized import Quantized
 from adapters.sites import Site
 
 
@@ -64,11 +65,16 @@ class AdaptedLayer:
     @torch.no_grad()
     def refresh(self) -> None:
         """Makes the weight W + Σ strength·ΔW over the merged adapters: summed in fp32, rounded once."""
-        weight = self.site.weight
         merged = [(adapter, switch.strength) for adapter, switch in self.entries if switch.merged]
+        if self.original is None and not merged:
+            return
+        if isinstance(self.site.module, Quantized):
+            raise UserInputError(
+                f"{self.site.name} is quantised, and nothing can be merged into it.",
+                "Load the base in full precision (quantization=none) and merge there: the file fits both.",
+            )
+        weight = self.site.weight
         if self.original is None:
-            if not merged:
-                return
             self.original = weight.detach().to("cpu", copy=True)
         if merged:
             total = base = master(self.original.to(weight.device))

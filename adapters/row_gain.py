@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapters.quantized import Quantized
 from adapters.side_stream import side_stream
 from adapters.sites import Site
 
@@ -87,6 +88,8 @@ def _sum_into(out: Tensor, sums: Tensor) -> None:
 
 def projections(sites: Sequence[Site], downs: Tensor) -> Tensor:
     """W Aᵀ of layers of one shape and one group, [layers, d, r] in A's dtype. downs: [layers, r, κ]."""
+    if any(isinstance(site.module, Quantized) for site in sites):  # one dequantised weight at a time
+        return torch.stack([site.project(down) for site, down in zip(sites, downs, strict=True)])
     weights = [site.weight for site in sites]
     lying = _as_they_lie(weights, downs) if _fits(weights[0]) and downs.shape[1] <= _WIDEST else None
     if lying is None:

@@ -11,8 +11,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from adapters.quantized import weight_shape
 
 Layer = nn.Linear | nn.Conv2d
 
@@ -44,8 +47,13 @@ class Site(ABC):
 
     @property
     def weight(self) -> Tensor:
-        """The layer's own weight, in its own dtype."""
+        """The layer's own weight, in its own dtype; of a quantised layer, computed now."""
         return self.module.weight
+
+    @property
+    def shape(self) -> torch.Size:
+        """The weight's shape; a quantised layer need not compute its weight for it."""
+        return weight_shape(self.module)
 
     @property
     def bias(self) -> Tensor | None:
@@ -55,12 +63,12 @@ class Site(ABC):
     @property
     def rows(self) -> int:
         """d: output features or channels."""
-        return self.weight.shape[0]
+        return self.shape[0]
 
     @property
     def columns(self) -> int:
         """κ: the inputs that one output row sees."""
-        return self.weight[0].numel()
+        return self.shape[1:].numel()
 
     def matricise(self, weight: Tensor) -> Tensor:
         """A weight (or its delta) as d×κ; a view."""
@@ -68,7 +76,7 @@ class Site(ABC):
 
     def as_weight(self, matrix: Tensor) -> Tensor:
         """d×κ back to the weight's own shape; a view."""
-        return matrix.reshape(self.weight.shape)
+        return matrix.reshape(self.shape)
 
     @abstractmethod
     def apply_down(self, x: Tensor, down: Tensor) -> Tensor:
@@ -208,7 +216,7 @@ class ConvSite(Site):
         return -3
 
     def apply_down(self, x: Tensor, down: Tensor) -> Tensor:
-        return self._convolve(x, down.reshape(-1, *self.module.weight.shape[1:]), self.groups)
+        return self._convolve(x, down.reshape(-1, *self.shape[1:]), self.groups)
 
     def _convolve(self, x: Tensor, kernels: Tensor, groups: int) -> Tensor:
         conv = self.module

@@ -42,7 +42,7 @@ def tucker(site: Site, x: Tensor, factors: TuckerFactors) -> Tensor:
 
 def is_cheaper(site: Site, x: Tensor, y: Tensor, rank: int) -> bool:
     """Whether 1×1 → k×k takes fewer multiply-adds than r whole kernels: not over few channels (conv_in), say."""
-    width, area = site.weight.shape[1], site.weight.shape[2:].numel()
+    width, area = site.shape[1], site.shape[2:].numel()
     n_in, n_out = (t.numel() // t.shape[site.channel_axis] for t in (x, y))
     return n_in * width + n_out * area * rank // site.groups < n_out * area * width
 

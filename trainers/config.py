@@ -77,6 +77,7 @@ class SampleConfig(BaseModel):
     prompts: tuple[str, ...] = Field(default=(), description="sample prompts ({trigger} and {class} are filled in)")
     inference_steps: int = Field(default=25, ge=1, description="denoising steps of a sample")
     guidance: float = Field(default=5.0, ge=0, description="classifier-free guidance scale of a sample")
+    batch_size: int = Field(default=4, ge=1, description="pictures drawn at once, samples and class pictures")
     count: int = Field(default=4, ge=0, description="pictures at the end when no prompts are given; 0: none")
 
 
@@ -100,6 +101,10 @@ class TrainConfig(BaseModel):
         default="auto", description="auto: a step on a GPU is recorded once (CUDA graph) and replayed"
     )
     attention: Backend = Field(default="sdpa", description="who computes attention: sdpa, flash, cudnn or xformers")
+    quantization: Literal["none", "nf4", "int8", "fp8"] = Field(
+        default="none", description="the UNet's frozen weights in fewer bits: nf4 and int8 (bitsandbytes), fp8"
+    )
+    vae_tiling: bool = Field(default=False, description="pictures pass the VAE in tiles: less memory, a bit slower")
     precision: Precision = Field(default="auto", description="auto: bf16 or fp16 on a GPU, fp32 on a CPU")
     ema_decay: float = Field(default=0.0, ge=0, lt=1, description="moving average of the adapter that is saved; 0: off")
     seed: int = Field(default=0, ge=0, description="decides noise, order, crops and the adapter's start")
@@ -117,6 +122,11 @@ class TrainConfig(BaseModel):
     def _parts_fit_together(self) -> TrainConfig:
         """What can be refused before a base is loaded."""
         RULES[self.optim.rule].check(self.adapter)
+        if getattr(self.adapter, "init", None) == "loftq" and self.quantization == "none":
+            raise UserInputError(
+                "loftq starts at what quantisation lost, and the base is not quantised.",
+                "Choose quantization=nf4 (or int8, fp8), or another adapter.init.",
+            )
         learning = list(self.targets.chosen())
         for override in self.targets.overrides:
             if override.component not in learning:

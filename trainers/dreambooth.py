@@ -8,9 +8,8 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapters.atomic import atomic_path
 from adapters.errors import UserInputError
@@ -115,6 +114,7 @@ def class_pictures(
             height=bucket.height,
             inference_steps=config.sample.inference_steps,
             guidance=config.sample.guidance,
+            batch_size=config.sample.batch_size,
         )
         for (_, path), picture in zip(part, made, strict=True):
             _save_png(path, picture)
@@ -131,12 +131,13 @@ def _encode_items(
     base: Base, items: list[Item], table: list[str], config: TrainConfig, cache: TensorCache
 ) -> Generator[Event, None, dict[Bucket, BucketTensors]]:
     """Latents of all crops on the base's device, by bucket; their captions index `table`."""
-    vae_id = f"{base.vae_hash}/{base.vae.dtype}/{base.device.type}"
+    vae_id = f"{base.vae_hash}/{base.vae.dtype}/{base.device.type}{'/tiled' if config.vae_tiling else ''}"
     floor = config.data.mask_floor if config.data.masked_loss else None
     rows: list[EncodedItem] = []
-    for item in items:
-        rows.append(dataset.encode_item(item, base.encode_pictures, cache, vae_id, floor))
-        yield Progress(stage="pictures", done=len(rows), total=len(items))
+    with base.using("vae"):
+        for item in items:
+            rows.append(dataset.encode_item(item, base.encode_pictures, cache, vae_id, floor))
+            yield Progress(stage="pictures", done=len(rows), total=len(items))
     if cache.problem is not None:
         yield Note(level="warning", text=f"The cache could not be written, so nothing was kept: {cache.problem}")
     return dataset.stack_by_bucket(rows, table, base.device)
@@ -150,21 +151,10 @@ def _text_source(base: Base, config: TrainConfig, table: list[str], cache: Tenso
         pipe = base.pipe
         return LiveText(pipe.text_encoder, pipe.text_encoder_2, first, second, nothing)
     encoder_id = f"{base.hash}/{base.dtype}/{base.device.type}"
-    states = encode_texts(table, lambda texts: _as_dict(base.encode_texts(texts)), cache, encoder_id)
+    with base.using("text_encoder", "text_encoder_2"):
+        states = encode_texts(table, lambda texts: _as_dict(base.encode_texts(texts)), cache, encoder_id)
     on_device = {name: value.to(base.device) for name, value in states.items()}
     return FrozenText(TextStates(on_device["context"], on_device["pooled"]), nothing)
-
-
-def free_encoders(base: Base, config: TrainConfig) -> None:
-    """What the steps do not use leaves the GPU."""
-    if base.device.type == "cpu":
-        return
-    idle: list[nn.Module] = [base.vae]
-    if not config.targets.text_encoders_train:
-        idle += [base.pipe.text_encoder, base.pipe.text_encoder_2]
-    for module in idle:
-        module.to("cpu")
-    torch.cuda.empty_cache()
 
 
 def _as_dict(states: TextStates) -> dict[str, Tensor]:

@@ -81,6 +81,11 @@ def list_names(names: list[str]) -> str:
     return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
+def require_pictures(folder: Path) -> None:
+    """Raises UserInputError for a folder that is not there or holds no pictures, before anything slow is done."""
+    _candidates(folder)
+
+
 def find_pictures(folder: Path, checks: ImageChecks, resolution: int | None = None) -> tuple[list[Picture], list[str]]:
     """The pictures of a folder (not of its subfolders) by name, each decoded once; and warnings.
 

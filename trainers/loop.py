@@ -12,6 +12,7 @@ from typing import Literal
 
 import psutil
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint as checkpoint_of
 
 from adapters.adapter_set import AdapterSet
@@ -19,7 +20,7 @@ from adapters.calibrate import calibrate
 from adapters.errors import DivergedError, MissingError, UserInputError
 from adapters.inject import building
 from adapters.svd import Decomposer
-from trainers import checkpoint, dreambooth, samples
+from trainers import checkpoint, dreambooth, images, samples
 from trainers.batches import BatchPlan
 from trainers.cache import TensorCache
 from trainers.checkpoint import RunIdentity
@@ -30,9 +31,10 @@ from trainers.evaluate import base_validation_loss, validation_loss
 from trainers.events import Command, Event, Finished, Note, Progress, Saved, Started, Stepped, Validated
 from trainers.objective import training_scheduler
 from trainers.optim import rate_warning
+from trainers.quantize import loftq_ranks, quantize_unet
 from trainers.result import save_result
 from trainers.rules import RULES
-from trainers.sdxl import Base, load_base
+from trainers.sdxl import Base, load_base, tile_vae
 
 _FP16_SCALE = 1024.0
 """Lifts the base's gradients out of fp16's underflow where they are looked at before the first step."""
@@ -80,8 +82,8 @@ def train(
     if warning := rate_warning(config.optim):
         yield Note(level="warning", text=warning)
     yield Note(text=f"Loading the base {config.base} on {where}.")
-    base = load_base(config.base, device=where, dtype=pick_dtype(config.precision, where))
-    _set_schedule(base, config)
+    images.require_pictures(config.data.folder)
+    base = _load(config, where)
     kept = cache or TensorCache()
     adapter = yield from _attach(base, config, Decomposer(kept.root.parent / "decompositions"))
     adapter.strength = 0.0
@@ -90,7 +92,6 @@ def train(
     identity = RunIdentity(base=config.base, base_hash=base.hash, config=decisive, pictures=data.manifest)
     if found is not None:
         checkpoint.check_identity(found, identity)
-    dreambooth.free_encoders(base, config)
     run = _Run(config, out, base, adapter, _engine(base, adapter, data, config), identity, commands)
     if found is not None:
         run.restore(found)
@@ -106,6 +107,24 @@ def train(
     run.engine.close()
     adapter.detach()
     yield Finished(reason=reason, step=run.step, seconds=time.monotonic() - started, adapter=path)
+
+
+def _load(config: TrainConfig, device: torch.device) -> Base:
+    def compress(unet: nn.Module) -> None:
+        if config.quantization != "none":
+            quantize_unet(unet, config.quantization, device, loftq_ranks(unet, config))
+
+    base = load_base(
+        config.base,
+        device=device,
+        dtype=pick_dtype(config.precision, device),
+        resident=("text_encoder", "text_encoder_2") if config.targets.text_encoders_train else (),
+        compress=compress,
+    )
+    if config.vae_tiling:
+        tile_vae(base.vae)
+    _set_schedule(base, config)
+    return base
 
 
 def _attach(base: Base, config: TrainConfig, decomposer: Decomposer) -> Generator[Event, None, AdapterSet]:
@@ -226,6 +245,7 @@ class _Run:
                 return "cancelled" if command == "cancel" else "paused"
             if not finished:
                 yield from self._look(command)
+        self.engine.recorder.forget()
         yield from self._validate()
         yield from self._sample()
         return "done"
@@ -243,9 +263,9 @@ class _Run:
 
     def _sample(self) -> Iterator[Event]:
         if self.config.sample.count:
+            self.engine.recorder.forget()  # a recording holds the memory of its step; making it anew takes 2 s
             with self.engine.as_saved():
                 yield from samples.draw(self.base, self.config, self.out, self.step)
-            dreambooth.free_encoders(self.base, self.config)
 
     def _report(self) -> Stepped:
         """Read the losses since the last report (the only place that waits for the device) and judge them."""

@@ -28,7 +28,6 @@ def draw(base: Base, config: TrainConfig, out: Path, step: int) -> Iterator[Even
     wanted = [prompt for prompt in prompts for _ in range(count)]
     resolution = config.data.resolution or base.native_resolution
     side = resolution // base.size_step * base.size_step
-    base.pipe.to(base.device)
     pictures: list[Image.Image] = []
     for picture in generate(
         base,
@@ -38,6 +37,7 @@ def draw(base: Base, config: TrainConfig, out: Path, step: int) -> Iterator[Even
         height=side,
         inference_steps=config.sample.inference_steps,
         guidance=config.sample.guidance,
+        batch_size=config.sample.batch_size,
     ):
         pictures.append(picture)
         yield Progress(stage="samples", done=len(pictures), total=len(wanted))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,6 +19,7 @@ from adapters.errors import UnknownNameError, UserInputError
 from adapters.inject import base_hash
 from trainers.fast.sampling import recorded
 from trainers.file_hash import files_hash
+from trainers.placement import visiting
 from trainers.sources import TRAINED_PARTS, find_source, load_pipeline, with_schedule
 from trainers.text import TextStates, encode_tokens, tokenize
 
@@ -55,6 +58,12 @@ class Base:
         """What adapters attach to, by the names that files use."""
         return {name: self.pipe.components[name] for name in TRAINED_PARTS}
 
+    @contextmanager
+    def using(self, *names: str) -> Generator[None]:
+        """Within, these parts of the pipeline are on the device."""
+        with visiting([self.pipe.components[name] for name in names], self.device):
+            yield
+
     @property
     def scale_factor(self) -> int:
         """Picture pixels a latent pixel, along one side."""
@@ -81,7 +90,9 @@ class Base:
     @torch.no_grad()
     def encode_pictures(self, pixels: Float[Tensor, "b 3 H W"]) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the VAE's latents, "b c h w" in fp32, already scaled as the UNet wants them."""
-        posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
+        with self.using("vae"):
+            found = self.vae.encode(pixels.to(self.device, self.vae.dtype))
+        posterior = found.latent_dist  # pyright: ignore[reportAttributeAccessIssue]
         scale, shift = self.vae.config["scaling_factor"], self.vae.config.get("shift_factor") or 0.0
         mean, std = posterior.mean.float(), posterior.std.float()
         if not torch.isfinite(mean).all():
@@ -97,7 +108,8 @@ class Base:
 
     @torch.no_grad()
     def encode_texts(self, texts: list[str]) -> TextStates:
-        return encode_tokens(self.pipe.text_encoder, self.pipe.text_encoder_2, *self.tokenize(texts))
+        with self.using("text_encoder", "text_encoder_2"):
+            return encode_tokens(self.pipe.text_encoder, self.pipe.text_encoder_2, *self.tokenize(texts))
 
     def encode_nothing(self) -> TextStates:
         """What no prompt stands for: zeros where the base was trained so (SDXL), else the empty caption. Batch 1."""
@@ -107,18 +119,42 @@ class Base:
         return states
 
 
-def load_base(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Base:
-    """The base `name` on `device`, frozen and in eval mode."""
+def load_base(
+    name: str,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    resident: Sequence[str] = (),
+    compress: Callable[[nn.Module], None] | None = None,
+) -> Base:
+    """The base `name`, frozen and in eval mode: the UNet on `device`, the rest visits it where it is used.
+
+    Args:
+        resident: further parts that stay on the device.
+        compress: what is to be done to the UNet before it moves there (trainers.quantize).
+    """
     device = torch.device(device)
     source = find_source(name)
-    pipe = load_pipeline(source, dtype)
+    with ThreadPoolExecutor(1) as beside:  # reads the files along with the loader
+        digest = beside.submit(files_hash, source.weight_files)
+        pipe = load_pipeline(source, dtype)
     pipe.set_progress_bar_config(disable=True)
     for module in pipe.components.values():
         if isinstance(module, nn.Module):
             module.requires_grad_(False).eval()
-    pipe.to(device)
-    digest, vae_digest = files_hash(source.weight_files), base_hash({"vae": pipe.vae})
-    return Base(name, pipe, device, dtype, digest, vae_digest)
+    if compress is not None:
+        compress(pipe.unet)
+    for part in {"unet", *resident}:
+        pipe.components[part].to(device)
+    return Base(name, pipe, device, dtype, digest.result(), base_hash({"vae": pipe.vae}))
+
+
+def tile_vae(vae: AutoencoderKL) -> None:
+    """Lets the VAE work through tiles of half the native side, blended where they meet."""
+    sides = vae.config["sample_size"] // 2
+    vae.enable_tiling()
+    vae.tile_sample_min_size = sides
+    vae.tile_latent_min_size = sides // 2 ** (len(vae.config["block_out_channels"]) - 1)
 
 
 def make_scheduler(base: Base, name: str) -> Any:
@@ -139,8 +175,31 @@ def _latents(base: Base, seed: int, width: int, height: int) -> Float[Tensor, "1
 def decode(base: Base, latents: Float[Tensor, "b c h w"]) -> list[Image.Image]:
     """Pictures of the UNet's latents, in the VAE's own precision (fp16 would overflow it)."""
     scale, shift = base.vae.config["scaling_factor"], base.vae.config.get("shift_factor") or 0.0
-    pixels = base.vae.decode(latents.to(base.vae.device, base.vae.dtype) / scale + shift, return_dict=False)[0]
-    return cast("list[Image.Image]", base.pipe.image_processor.postprocess(pixels.float(), output_type="pil"))
+    with base.using("vae"):
+        ready = latents.to(base.device, base.vae.dtype) / scale + shift
+        parts = [base.vae.decode(one[None], return_dict=False)[0].float().cpu() for one in ready]  # one: memory
+    return cast("list[Image.Image]", base.pipe.image_processor.postprocess(torch.cat(parts), output_type="pil"))
+
+
+_CONDITIONS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+
+
+def _conditions(
+    base: Base, pipe: StableDiffusionXLPipeline, prompts: list[str], negative: str, guidance: float
+) -> dict[str, Tensor | None]:
+    """What the UNet is told, a row a prompt, before the text encoders leave the device."""
+    with base.using("text_encoder", "text_encoder_2"):
+        found = pipe.encode_prompt(
+            prompts,
+            device=base.device,
+            do_classifier_free_guidance=guidance > 1,
+            negative_prompt=[negative] * len(prompts) if negative else None,
+        )
+    return dict(zip(_CONDITIONS, found, strict=True))
+
+
+def _part(conditions: dict[str, Tensor | None], rows: slice) -> dict[str, Tensor | None]:
+    return {name: None if value is None else value[rows] for name, value in conditions.items()}
 
 
 @torch.no_grad()
@@ -172,14 +231,14 @@ def generate(
         add_watermarker=False,
     )
     pipe.set_progress_bar_config(disable=True)
+    conditions = _conditions(base, pipe, list(prompts), negative, guidance)
     with recorded(base.unet):
         for start in range(0, len(prompts), batch_size):
-            texts, numbers = list(prompts[start : start + batch_size]), seeds[start : start + batch_size]
+            numbers = seeds[start : start + batch_size]
             (latents,) = cast(
                 "tuple[Tensor]",
                 pipe(
-                    prompt=texts,
-                    negative_prompt=[negative] * len(texts) if negative else None,
+                    **_part(conditions, slice(start, start + batch_size)),
                     latents=torch.cat([_latents(base, number, width, height) for number in numbers]),
                     generator=[torch.Generator(base.device).manual_seed(number) for number in numbers],
                     width=width,
