@@ -21,7 +21,6 @@ from adapters.quantized import QuantizedLinear
 from adapters.row_gain import row_gain
 from adapters.side_stream import side_stream
 
-
 Weight = Tensor | QuantizedLinear
 """A weight [d, k], or the layer that computes it."""
 

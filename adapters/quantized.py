@@ -23,6 +23,7 @@ from adapters.svd import Decomposer
 LOFTQ_ROUNDS = 5
 """How often LoftQ alternates between quantising and decomposing (arXiv 2310.08659 uses 5)."""
 _NF4_BLOCK = 64
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it warns of kernels from a hub
 _FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
 
 
@@ -103,8 +104,6 @@ class Fp8(Quantization, name="fp8"):
 
 @cache
 def _bitsandbytes() -> Any:
-    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")  # it warns of a faster kernel that is not ours to get
-    logger.setLevel(logging.ERROR)
     try:
         import bitsandbytes.functional as functional
     except ImportError as error:

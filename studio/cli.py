@@ -86,7 +86,9 @@ def train(
     steps: Annotated[int | None, typer.Option(metavar="N", help="Optimizer steps.")] = None,
     preset: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="quick, balanced (unless said otherwise), best, low-memory or b-lora."),
+        typer.Option(
+            metavar="NAME", help="quick, balanced (unless said otherwise), best, small-gpu, low-memory or b-lora."
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE.yaml", help="Keys from a YAML file.")] = None,
     assignments: Annotated[

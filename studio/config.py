@@ -59,7 +59,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def preset_names() -> list[str]:
-    order = ["quick", "balanced", "best", "low-memory", "b-lora"]
+    order = ["quick", "balanced", "best", "small-gpu", "low-memory", "b-lora"]
     found = {Path(entry.name).stem for entry in _presets().iterdir() if entry.name.endswith(".yaml")}
     return [name for name in order if name in found] + sorted(found - set(order))
 

@@ -24,14 +24,14 @@ from trainers.sources import EMBEDDED
 Level = Literal["good", "note", "bad"]
 GIB = 2**30
 _EXTRAS = {
-    "bitsandbytes": ("optimizers", "8-bit optimizers"),
+    "bitsandbytes": ("quantized", "bases of 4 and 8 bits, 8-bit optimizers"),
     "prodigyopt": ("optimizers", "the optimizer Prodigy"),
     "pytorch_optimizer": ("optimizers", "a hundred further optimizers"),
     "pillow_heif": ("heic", "HEIC pictures from phones"),
     "xformers": ("gpu", "xformers' attention"),
     "gradio": ("ui", "the web pages"),
 }
-_SDXL_GIB = {"best": 23.0, "balanced": 11.5, "low-memory": 9.5}
+_SDXL_GIB = {"best": 23.0, "balanced": 11.5, "small-gpu": 7.5, "low-memory": 4.5}
 """GPU memory in GiB from which a preset is advised for SDXL at 1024 px: docs/measurements.md and some room."""
 _SDXL_DISK_GIB = 8.0
 

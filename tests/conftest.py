@@ -19,7 +19,6 @@ from contextlib import suppress  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 with suppress(ImportError):  # Triton compiles these from their source, which the hook would wrap
-    import adapters.triton_kernels
     import trainers.fast.triton_kernels  # noqa: F401
 
 import tests.shapes  # noqa: E402, F401  (the hook finds it by name)

@@ -230,12 +230,13 @@ class _Run:
         yield from self._validate()
         if self.engine.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.engine.device)
-        self._since = time.perf_counter()
+        self._since, begun = time.perf_counter(), self.step
         while self.step < self.config.steps:
             self._window.append(self.engine.step(self.step))
             self.step += 1
             command = self.commands()
-            if self._due(1 if self.engine.device.type == "cpu" else 10) or command is not None:
+            first = self.step == begun + 1  # soon a sign of life, and the others' times are without its recordings
+            if first or self._due(1 if self.engine.device.type == "cpu" else 10) or command is not None:
                 yield self._report()
             finished = self.step == self.config.steps
             stop = command in ("cancel", "pause") and not finished

@@ -35,5 +35,3 @@ def loftq_ranks(unet: nn.Module, config: TrainConfig) -> dict[str, int]:
     if not isinstance(spec, AnchoredSpec) or spec.init != "loftq" or config.targets.unet == "none":
         return {}
     return {site.name.split(".", 1)[1]: spec.rank for site in select_sites(unet, "unet", config.targets.unet)}
-
-

@@ -225,6 +225,8 @@ def generate(
         raise UserInputError(
             f"A picture of {width}×{height} does not fit this base.", f"Sides must be multiples of {base.size_step}."
         )
+    if not prompts:
+        return
     pipe = StableDiffusionXLPipeline(
         **{**base.pipe.components, "scheduler": make_scheduler(base, scheduler)},
         force_zeros_for_empty_prompt=base.pipe.config["force_zeros_for_empty_prompt"],

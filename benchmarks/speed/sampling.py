@@ -38,8 +38,11 @@ def compare(device: torch.device, *, tiny: bool = False, rounds: int = 3, steps:
     def ours(count: int = 1) -> None:
         list(generate(base, [_PROMPT] * count, seeds=list(range(count)), inference_steps=steps, batch_size=1))
 
+    adapter = attach({"unet": pipe.unet}, make_spec(method="lora", rank=16), {"unet": "attention"}).to(device)
+    adapter.detach()
+
     def with_lora() -> None:
-        adapter = attach({"unet": pipe.unet}, make_spec(method="lora", rank=16), {"unet": "attention"}).to(device)
+        adapter.attach()
         with ExitStack() as stack:
             stack.callback(adapter.detach)
             stack.enter_context(fast_sampling(pipe.unet, [adapter]))

@@ -44,7 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def losses(folder: Path, tmp_path: Path, **changes: object) -> list[float]:
-    made = quick_config(make_pictures(tmp_path / "pictures"), base=str(folder), steps=12, precision="bf16", **changes)
+    changes = {"steps": 12, "precision": "bf16", **changes}
+    made = quick_config(make_pictures(tmp_path / "pictures"), base=str(folder), **changes)
     out = tmp_path / str(changes["capture"])
     events = train(made, out, device="cuda", cache=TensorCache(tmp_path / "cache"))
     return [event.loss for event in events if isinstance(event, Stepped)]
@@ -67,8 +68,25 @@ def test_recorded_steps_give_the_losses_of_eager_ones(folder: Path, tmp_path: Pa
         {"adapter": {"method": "lora", "dropout": 0.1}},
         {"targets": {"unet": "attention", "text_encoder": "attention", "text_encoder_2": "attention"}},
         {"prior": {"weight": 1.0, "pictures": 2}},
+        {"precision": "fp16"},
+        {"quantization": "nf4"},
+        {"quantization": "fp8", "adapter": {"method": "dora"}},
+        {"quantization": "int8", "gradient_checkpointing": True},
+        {"quantization": "nf4", "adapter": {"method": "lora", "init": "loftq"}},
     ],
-    ids=["accumulation-ema-cosine", "prodigy", "checkpointing", "dropout", "text-encoders", "prior"],
+    ids=[
+        "accumulation-ema-cosine",
+        "prodigy",
+        "checkpointing",
+        "dropout",
+        "text-encoders",
+        "prior",
+        "fp16",
+        "nf4",
+        "fp8-dora",
+        "int8-checkpointing",
+        "nf4-loftq",
+    ],
 )
 def test_whatever_else_a_step_does_is_recorded_or_done_beside(folder: Path, tmp_path: Path, changes: dict[str, object]):
     eager, recorded = (losses(folder, tmp_path, capture=capture, **changes) for capture in ("off", "auto"))

@@ -74,9 +74,9 @@ def test_text_encoders_train_on_the_card(folder: Path, tmp_path: Path):
     assert any(name.startswith("text_encoder_2.") for name in moved)
 
 
-def test_losses_come_back_every_tenth_step(folder: Path, tmp_path: Path):
+def test_losses_come_back_at_the_first_and_every_tenth_step(folder: Path, tmp_path: Path):
     steps = [e.step for e in run(config(folder, tmp_path), tmp_path / "out") if isinstance(e, Stepped)]
-    assert steps == [10, 12]
+    assert steps == [1, 10, 12]
 
 
 def test_an_interrupted_run_goes_on(folder: Path, tmp_path: Path):
@@ -88,9 +88,13 @@ def test_an_interrupted_run_goes_on(folder: Path, tmp_path: Path):
     assert (tmp_path / "out" / "adapter.safetensors").is_file()
 
 
-def test_the_vae_leaves_the_card_while_it_trains(folder: Path):
-    from trainers.dreambooth import free_encoders
-
+def test_the_encoders_are_on_the_card_only_while_they_are_used(folder: Path):
     base: Base = load_base(str(folder), device="cuda")
-    free_encoders(base, quick_config(folder))
-    assert base.vae.device.type == "cpu" and base.unet.device.type == "cuda"
+    homes = {name: tensor.data_ptr() for name, tensor in base.vae.state_dict().items()}
+    with base.using("vae"):
+        with base.using("vae", "text_encoder"):
+            pass
+        assert base.vae.device.type == "cuda"
+    assert {name: tensor.data_ptr() for name, tensor in base.vae.state_dict().items()} == homes
+    assert base.vae.device.type == base.pipe.text_encoder_2.device.type == "cpu"
+    assert base.unet.device.type == "cuda"

@@ -175,10 +175,10 @@ def test_layers_that_the_loss_never_reaches_are_refused_in_words(
         run(config, tmp_path, cache)
 
 
-def test_a_rule_that_a_method_cannot_take_is_refused_before_pictures_are_read(
-    pictures: Path, cache: Path, tmp_path: Path
-):
+def test_a_rule_that_a_method_cannot_take_is_refused_before_pictures_are_read(cache: Path, tmp_path: Path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "broken.png").write_bytes(b"reading this one would be refused first")
     optim = {"learning_rate": 2e-3, "rule": "lora+"}
-    config = quick_config(tmp_path / "nowhere", adapter={"method": "vera", "rank": 4}, optim=optim)
+    config = quick_config(tmp_path / "pictures", adapter={"method": "vera", "rank": 4}, optim=optim)
     with pytest.raises(UserInputError, match="lora\\+"):
         run(config, tmp_path, cache)

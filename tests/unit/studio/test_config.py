@@ -186,7 +186,7 @@ def test_a_preset_s_knob_that_the_method_lacks_is_left_out_but_the_user_s_is_ref
 
 
 def test_the_presets_of_the_issue_are_there():
-    assert config.preset_names() == ["quick", "balanced", "best", "low-memory", "b-lora"]
+    assert config.preset_names() == ["quick", "balanced", "best", "small-gpu", "low-memory", "b-lora"]
 
 
 def test_a_small_diffusers_folder_takes_the_embedded_presets(tmp_path: Path):

@@ -19,7 +19,7 @@ def told(monkeypatch: pytest.MonkeyPatch, *gpus: Gpu) -> str:
 
 @pytest.mark.parametrize(
     ("memory", "preset"),
-    [(80, "best"), (24, "best"), (16, "balanced"), (12, "balanced"), (10, "low-memory"), (6, None)],
+    [(80, "best"), (24, "best"), (16, "balanced"), (12, "balanced"), (8, "small-gpu"), (6, "low-memory"), (3, None)],
 )
 def test_the_preset_suits_the_card(memory: float, preset: str | None):
     assert recommended_preset([card(memory)]) == preset
@@ -42,7 +42,7 @@ def test_it_says_which_attention_works_and_why_others_do_not(monkeypatch: pytest
 
 
 def test_a_small_card_is_told_a_way(monkeypatch: pytest.MonkeyPatch):
-    assert "data.resolution=512" in told(monkeypatch, card(6))
+    assert "data.resolution=512" in told(monkeypatch, card(3))
 
 
 def test_it_tells_python_torch_cores_memory_and_disk(monkeypatch: pytest.MonkeyPatch):
