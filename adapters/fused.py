@@ -109,7 +109,9 @@ def _update(layer: nn.Linear) -> _Update | None:
     up, down = low_rank.staged
     if strength == 1.0:
         return _Update(up, down, adapter.staged_gain if isinstance(adapter, Magnitude) else None)
-    return None if isinstance(adapter, Magnitude) else _Update(strength * up, down, None)
+    if isinstance(adapter, Magnitude) or torch.is_grad_enabled():  # gradients made beside must reach `spread` first
+        return None
+    return _Update(strength * up, down, None)
 
 
 def _updated(x: Tensor, weight: Weight, bias: Tensor | None, updates: list[_Update]) -> Tensor:

@@ -40,7 +40,7 @@ def row_gain(y: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
 
     Args:
         y: [..., d]
-        gain: m/c − 1, [d], in the factors' precision; its gradient is summed in it.
+        gain: m/c − 1, [d], in the factors' precision; its gradient is summed in it, beside: it comes from `spread`.
         bias: [d] or None.
     """
     return _RowGain.apply(y, gain, bias)  # pyright: ignore[reportReturnType]

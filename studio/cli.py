@@ -100,6 +100,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out stopped.")] = False,
 ) -> None:
     """Teach a base the subject in FOLDER; leaves DIR/adapter.safetensors, samples and config.yaml."""
+    from studio.start import import_diffusers
+
+    import_diffusers()
     from studio.training import Request, run_training
 
     flags = {
@@ -147,6 +150,9 @@ def sample(
     ] = None,
 ) -> None:
     """Draw pictures with adapters, each with its recipe inside, and a grid of all."""
+    from studio.start import import_diffusers
+
+    import_diffusers()
     from studio import sampling
 
     request = sampling.Request(

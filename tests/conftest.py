@@ -15,11 +15,13 @@ os.environ.update(
 )
 
 from contextlib import suppress  # noqa: E402
+from importlib import import_module  # noqa: E402
 
 from jaxtyping import install_import_hook  # noqa: E402
 
 with suppress(ImportError):  # Triton compiles these from their source, which the hook would wrap
-    import trainers.fast.triton_kernels  # noqa: F401
+    for kernels in ("adapters.triton_kernels", "trainers.fast.triton_kernels"):
+        import_module(kernels)
 
 import tests.shapes  # noqa: E402, F401  (the hook finds it by name)
 

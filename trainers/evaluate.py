@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
+from torch import Tensor
 
 from trainers.engine import Engine
+from trainers.fast.sampling import recorded
 from trainers.seeds import derive_seed, generator_for
 
 
@@ -15,19 +19,20 @@ def validation_loss(engine: Engine, seed: int, levels: int) -> float:
     Masks count, loss weights and dropout do not. The draw depends on `seed` only, not on the step.
     """
     last = engine.scheduler.config["num_train_timesteps"]
-    total, count = 0.0, 0
+    found: list[Tensor] = []
     plan = engine.plan.reseeded(derive_seed(seed, "validation"))
-    for number in range(plan.batches_per_epoch):
-        batch = plan.batch(number).subject_only()
-        rows = len(batch.latents)
-        for level in range(levels):
-            timestep = int((level + 0.5) / levels * last)
-            draws = generator_for(engine.device, seed, "validation", number, level)
-            noise = torch.randn(batch.latents.shape, generator=draws, device=engine.device)
-            timesteps = torch.full((rows,), timestep, device=engine.device)
-            losses = engine.picture_losses(batch, noise, timesteps, torch.ones(rows, device=engine.device))
-            total, count = total + float(losses.sum()), count + rows
-    return total / count
+    with recorded(engine.unet) if engine.recorder.enabled else nullcontext():
+        for number in range(plan.batches_per_epoch):
+            batch = plan.batch(number).subject_only()
+            rows = len(batch.latents)
+            for level in range(levels):
+                timestep = int((level + 0.5) / levels * last)
+                draws = generator_for(engine.device, seed, "validation", number, level)
+                noise = torch.randn(batch.latents.shape, generator=draws, device=engine.device)
+                timesteps = torch.full((rows,), timestep, device=engine.device)
+                ones = torch.ones(rows, device=engine.device)
+                found.append(engine.picture_losses(batch, noise, timesteps, ones))
+    return float(torch.cat(found).double().mean())
 
 
 @torch.no_grad()

@@ -50,6 +50,9 @@ def make_pictures(folder: Path, count: int = 5, side: int = 1024) -> Path:
 
 
 def _run(asked: float, base: str, folder: str, out: str, preset: str, settings: list[str]) -> dict[str, Any]:
+    from studio.start import import_diffusers
+
+    import_diffusers()
     import torch
 
     from studio.config import compose, family_of, flags_layer, preset_layers, set_layer

@@ -36,6 +36,7 @@ class Recorder:
         with torch.cuda.stream(self._stream):
             if name not in self._graphs:
                 self._graphs[name] = None
+                torch.cuda.empty_cache()  # what other streams kept is of no use to this one
                 work()
             else:
                 graph = self._graphs[name] or self._record(name, work)
@@ -48,6 +49,8 @@ class Recorder:
     def forget(self) -> None:
         """Record everything anew: what a piece does has changed."""
         self._graphs.clear()
+        if self.enabled:
+            torch.cuda.empty_cache()
 
     def _record(self, name: Hashable, work: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
         graph = torch.cuda.CUDAGraph()
