@@ -21,7 +21,7 @@ from adapters.adapter_set import AdapterSet
 from adapters.base import Adapter
 from adapters.low_rank import LowRank
 from adapters.magnitude import Magnitude, gain_minus_one
-from adapters.row_gain import projections
+from adapters.projections import differentiable_projections, projections
 from adapters.side_stream import spread
 
 
@@ -127,7 +127,7 @@ class FactorBank:
 def chained(adapter: Adapter) -> LowRank | None:
     """The adapter's chain, or its inner method's under a magnitude, where many layers' can be computed at once."""
     inner = adapter.inner if isinstance(adapter, Magnitude) else adapter
-    if not isinstance(inner, LowRank) or not inner.batched:
+    if not isinstance(inner, LowRank):
         return None
     return None if adapter.site.groups > 1 and adapter is not inner else inner
 
@@ -176,7 +176,10 @@ def _chains(group: _Group, template: LowRank) -> tuple[Tensor, Tensor]:
     """(up [layers, d, r/g], down [layers, r, κ]), scale and core in up, in the factors' own precision."""
     prefix = "inner." if isinstance(group.members[0], Magnitude) else ""
     stacked = {path.removeprefix(prefix): stack for path, stack in group.slots if path.startswith(prefix)}
-    return torch.vmap(lambda tensors: torch.func.functional_call(template, tensors, ()))(stacked)
+    given: tuple[Tensor, ...] = ()
+    if template.projected is not None:
+        given = (differentiable_projections([member.site for member in group.members], stacked[template.projected]),)
+    return torch.vmap(lambda tensors, *given: torch.func.functional_call(template, tensors, given))(stacked, *given)
 
 
 @torch.no_grad()

@@ -29,8 +29,8 @@ class Chain(NamedTuple):
 class LowRank(Adapter):
     """An adapter that is told by its chain alone: merging, DoRA's norm and export follow from it."""
 
-    batched: ClassVar[bool] = True
-    """Whether the chain is computed from the layer's own tensors only, so that many layers' can be at once."""
+    projected: ClassVar[str | None] = None
+    """The factor A [r, κ] whose W Aᵀ is a part of the chain; `forward` is given it, of many layers at once."""
     staged: tuple[Tensor, Tensor] | None = None
     """(up, down) of this forward pass, computed for many layers at once (adapters.bank)."""
 
@@ -56,7 +56,7 @@ class LowRank(Adapter):
         up, down, scale, core = self.chain()
         return fold(self.site, up, scale, core), down
 
-    def forward(self) -> tuple[Tensor, Tensor]:
+    def forward(self, *projected: Tensor) -> tuple[Tensor, Tensor]:
         """`factors`, where torch.func can call it with other tensors in the place of this layer's."""
         return self.factors()
 

@@ -234,9 +234,9 @@ def quantize_(module: nn.Linear | nn.Conv2d, kind: str, device: torch.device, lo
     weight = module.weight.detach().to(device)
     codes, scale, residual = _encode(weight, kind, module.groups if isinstance(module, nn.Conv2d) else 1, loftq_rank)
     shape, dtype = weight.shape, weight.dtype
-    del module._parameters["weight"]
-    module.__class__ = QuantizedConv2d if isinstance(module, nn.Conv2d) else QuantizedLinear
     layer: Any = module
+    del layer.weight
+    layer.__class__ = QuantizedConv2d if isinstance(module, nn.Conv2d) else QuantizedLinear
     layer.kind, layer.dtype, layer.weight_shape, layer.probe = kind, dtype, shape, None
     for name, tensor in zip(("codes", "scale", "residual_up", "residual_down"), (codes, scale, *residual), strict=True):
         layer.register_buffer(name, tensor)

@@ -60,3 +60,20 @@ def projections(weights, downs, out, like, D, K, R, BD: tl.constexpr, BK: tl.con
         total += tl.dot(wk, a)
     at = (layer.to(tl.int64) * D + rows[:, None]) * R + r[None, :]
     tl.store(out + at, total.to(out.dtype.element_ty), mask=(rows < D)[:, None] & (r < R)[None, :])
+
+
+@triton.jit
+def back_projections(weights, ups, out, like, D, K, R, BD: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr):
+    """Uᵀ W of every layer → out [layers, R, K]; ups [layers, D, R], `weights` and `like` as in `projections`."""
+    layer, block = tl.program_id(0), tl.program_id(1)
+    k, r = block * BK + tl.arange(0, BK), tl.arange(0, BR)
+    w = tl.load(weights + layer).to(tl.pointer_type(like.dtype.element_ty))
+    total = tl.zeros([BR, BK], tl.float32)
+    for start in range(0, D, BD):
+        d = start + tl.arange(0, BD)
+        wd = tl.load(w + d[:, None] * K + k[None, :], mask=(d < D)[:, None] & (k < K)[None, :], other=0.0)
+        at = (layer.to(tl.int64) * D + d[None, :]) * R + r[:, None]
+        u = tl.load(ups + at, mask=(d < D)[None, :] & (r < R)[:, None], other=0.0)
+        total += tl.dot(u, wd)
+    at = (layer.to(tl.int64) * R + r[:, None]) * K + k[None, :]
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=(r < R)[:, None] & (k < K)[None, :])

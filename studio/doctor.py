@@ -31,7 +31,7 @@ _EXTRAS = {
     "xformers": ("gpu", "xformers' attention"),
     "gradio": ("ui", "the web pages"),
 }
-_SDXL_GIB = {"best": 23.0, "balanced": 11.5, "small-gpu": 7.5, "low-memory": 4.5}
+_SDXL_GIB = {"best": 23.0, "balanced": 11.5, "small-gpu": 7.5, "low-memory": 3.9}
 """GPU memory in GiB from which a preset is advised for SDXL at 1024 px: docs/measurements.md and some room."""
 _SDXL_DISK_GIB = 8.0
 

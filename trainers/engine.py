@@ -81,7 +81,7 @@ class Engine:
             for group in groups:
                 group["params"] = self.bank.leaves(group["params"])  # pyright: ignore[reportArgumentType]
         recorded = on_gpu and self.config.capture == "auto" and is_capturable(config.name)
-        self.optimizer = build_optimizer(config, groups, fused=on_gpu, capturable=recorded)
+        self.optimizer = build_optimizer(config, groups, capturable=recorded)
         _switch(self.optimizer, "train")
         self.rates = Rates(self.optimizer, on_device=recorded)
         self.schedule = build_schedule(config, self.rates.host, self.config.steps)

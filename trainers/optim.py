@@ -159,9 +159,7 @@ class Rates:
         self.apply()
 
 
-def build_optimizer(
-    config: OptimConfig, groups: list[dict[str, Any]], *, fused: bool = False, capturable: bool = False
-) -> Optimizer:
+def build_optimizer(config: OptimConfig, groups: list[dict[str, Any]], *, capturable: bool = False) -> Optimizer:
     """The optimizer over parameter groups; unknown options are refused by name."""
     optimizer = find_optimizer(config.name)
     accepted = inspect.signature(optimizer.__init__).parameters
@@ -178,7 +176,7 @@ def build_optimizer(
         )
     if capturable and "capturable" in accepted:
         options.setdefault("capturable", True)
-    if fused and "fused" in accepted and not {"foreach", "differentiable"} & set(options):
+    if "fused" in accepted and not {"foreach", "differentiable"} & set(options):
         options.setdefault("fused", True)
     make = cast(Any, optimizer)
     try:

@@ -189,7 +189,7 @@ def _conditions(
 ) -> dict[str, Tensor | None]:
     """What the UNet is told, a row a prompt, before the text encoders leave the device."""
     with base.using("text_encoder", "text_encoder_2"):
-        found = pipe.encode_prompt(
+        found = cast(Any, pipe).encode_prompt(  # its annotations know of one prompt only
             prompts,
             device=base.device,
             do_classifier_free_guidance=guidance > 1,
@@ -198,7 +198,7 @@ def _conditions(
     return dict(zip(_CONDITIONS, found, strict=True))
 
 
-def _part(conditions: dict[str, Tensor | None], rows: slice) -> dict[str, Tensor | None]:
+def _part(conditions: dict[str, Tensor | None], rows: slice) -> dict[str, Any]:
     return {name: None if value is None else value[rows] for name, value in conditions.items()}
 
 

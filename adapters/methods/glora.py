@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.base import Context, LowRankSpec
+from adapters.kernels import fold
 from adapters.low_rank import Chain, LowRank, rank_for
 from adapters.sites import Site
 
@@ -27,7 +28,7 @@ class Glora(LowRank, spec=GloraSpec):
     title: ClassVar[str] = "GLoRA"
     paper: ClassVar[str] = "arXiv 2306.07967"
     equation: ClassVar[str] = "ΔW = α/r · (W A2 A1 + B2 B1)"
-    batched: ClassVar[bool] = False  # W takes part
+    projected: ClassVar[str | None] = "a_up"
 
     def __init__(self, site: Site, weight: Tensor, spec: GloraSpec, context: Context) -> None:
         super().__init__(site, weight, spec, context)
@@ -39,9 +40,15 @@ class Glora(LowRank, spec=GloraSpec):
         self.b_up = nn.Parameter(weight.new_zeros(site.rows, rank // site.groups))
 
     def chain(self) -> Chain:
+        return self._chain(self.site.project(self.a_up))
+
+    def _chain(self, w_a2: Tensor) -> Chain:
         halves = [self.site.split_groups(self.a_down), self.site.split_groups(self.b_down)]
-        up = torch.cat([self.site.project(self.a_up), self.b_up], dim=1)
-        return Chain(up, torch.cat(halves, dim=1).flatten(0, 1), self.scale)
+        return Chain(torch.cat([w_a2, self.b_up], dim=1), torch.cat(halves, dim=1).flatten(0, 1), self.scale)
+
+    def forward(self, *projected: Tensor) -> tuple[Tensor, Tensor]:
+        up, down, scale, core = self._chain(*projected)
+        return fold(self.site, up, scale, core), down
 
     def delta_weight(self, weight: Tensor) -> Tensor:
         """From the given W: the layer's own may have another adapter merged into it."""

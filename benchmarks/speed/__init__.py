@@ -5,5 +5,6 @@ python -m benchmarks.speed run headline-1 --seconds 420
 python -m benchmarks.speed table          docs/speed.md from the results that there are
 python -m benchmarks.speed profile --method lora --batch-size 1
 python -m benchmarks.speed sampling       pictures by diffusers' pipeline and by ours
+python -m benchmarks.speed whole FOLDER   whole runs: first step, last picture, memory
 python -m benchmarks.speed cpu            our step against PEFT's on the embedded base
 """

@@ -17,6 +17,7 @@ from benchmarks.speed.profile import profile_step
 from benchmarks.speed.run import RESULTS, Session, load
 from benchmarks.speed.sections import BY_DEFAULT, SECTIONS
 from benchmarks.speed.table import PAGE, write_page
+from benchmarks.speed.whole_run import measure_runs
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,6 +37,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--page", type=Path, default=PAGE)
     for command in (run, profiled, commands.add_parser("sampling")):
         command.add_argument("--tiny", action="store_true", help="the embedded base: to try the commands on a CPU")
+    whole = commands.add_parser("whole")
+    whole.add_argument("work", type=Path, help="folder with 8 GB to spare")
+    whole.add_argument("--tiny", action="store_true")
     cpu = commands.add_parser("cpu")
     cpu.add_argument("--ranks", type=int, nargs="+", default=[4, 16])
     cpu.add_argument("--rounds", type=int, default=8)
@@ -47,6 +51,9 @@ def main() -> None:
     if options.command == "cpu":
         for rank in options.ranks:
             print(json.dumps({"rank": rank, **compare(rank, rounds=options.rounds)}), flush=True)
+        return
+    if options.command == "whole":
+        measure_runs(options.work, tiny=options.tiny)
         return
     if options.command == "table":
         write_page(load(options.results), options.page)

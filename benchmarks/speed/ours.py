@@ -16,6 +16,7 @@ from trainers.buckets import Bucket
 from trainers.config import TrainConfig
 from trainers.dataset import BucketTensors
 from trainers.engine import Engine
+from trainers.quantize import quantize_unet
 from trainers.text import FrozenText, LiveText, TextSource, TextStates
 
 FIRST_LAYER = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -27,11 +28,20 @@ class OurStep:
     """The Engine of one method, numbered steps and all; `close` gives the UNet back as it was."""
 
     def __init__(
-        self, setting: Setting, method: str = "lora", targets: str = "attention", *, text: bool = False, **knobs: Any
+        self,
+        setting: Setting,
+        method: str = "lora",
+        targets: str = "attention",
+        *,
+        text: bool = False,
+        quantization: str = "none",
+        **knobs: Any,
     ) -> None:
-        self.engine = make_engine(
-            setting.unet(), setting, method, targets, encoders=setting.text_encoders() if text else None, **knobs
-        )
+        unet = setting.unet()
+        if quantization != "none":
+            quantize_unet(unet, quantization, setting.device, {})
+        encoders = setting.text_encoders() if text else None
+        self.engine = make_engine(unet, setting, method, targets, encoders=encoders, **knobs)
         self.trainable = self.engine.adapter.num_parameters()
         self._number = 0
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from adapters.low_rank import LowRank
+from adapters.quantized import QUANTIZATIONS
 from adapters.registry import REGISTRY
 from benchmarks.speed.measure import Contestant
 from benchmarks.speed.model import Setting
@@ -61,7 +62,7 @@ _HEADLINE = (
 
 
 def _method_row(method: str) -> Row:
-    return Row(f"ours: {method}, linear + conv", lambda s: OurStep(s, method, "all"))
+    return Row(f"ours: {method}, linear + conv", lambda s: OurStep(s, method, "linear, conv & resnet"))
 
 
 def factor_methods() -> list[str]:
@@ -72,6 +73,12 @@ def factor_methods() -> list[str]:
 
 _METHODS = tuple(_method_row(method) for method in factor_methods())
 _TEXT = (Row("ours: LoRA", OurStep), Row("ours: LoRA + both text encoders", lambda s: OurStep(s, text=True)))
+_QUANTIZED = (
+    Row("ours: LoRA", OurStep),
+    *(Row(f"ours: LoRA, {kind} base", lambda s, kind=kind: OurStep(s, quantization=kind)) for kind in QUANTIZATIONS),
+    Row("ours: DoRA, nf4 base", lambda s: OurStep(s, "dora", quantization="nf4")),
+    Row("ours: DoRA, fp8 base", lambda s: OurStep(s, "dora", quantization="fp8")),
+)
 _WHOLE = tuple(
     Row(f"{library} LoRA, whole UNet compiled", lambda s, kind=kind: PeerStep(s, kind, "whole"), slow=True)
     for library, kind in (("PEFT", "peft-lora"), ("LyCORIS", "lycoris-lora"))
@@ -83,6 +90,7 @@ SECTIONS: dict[str, Section] = {
     "methods-1": Section("Batch 1, every factor method on linear + conv", 1, _METHODS),
     "methods-4": Section("Batch 4, every factor method on linear + conv", 4, _METHODS),
     "text-1": Section("Batch 1, text encoders trained, too", 1, _TEXT),
+    "quantized-1": Section("Batch 1, a base of fewer bits", 1, _QUANTIZED),
     "whole-1": Section("Batch 1, peers with the whole UNet compiled", 1, (Row("ours: LoRA", OurStep), *_WHOLE)),
 }
 BY_DEFAULT = ("headline-1", "headline-4", "methods-1", "methods-4", "text-1")

@@ -16,7 +16,37 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.random_sdxl import random_pipeline
+from trainers.sources import EMBEDDED, SDXL_LAYOUT
+
 _MARK = "whole run: "
+_SHORT = ("steps=12", "save_every=0", "sample.count=2", "sample.inference_steps=4")
+_LONG = ("steps=500", "prior.weight=1", "prior.folder={classes}", "sample.count=4", "sample.inference_steps=30")
+RUNS: dict[str, tuple[str | None, tuple[str, ...]]] = {
+    "balanced": ("balanced", _SHORT),
+    "small-gpu": ("small-gpu", _SHORT),
+    "low-memory": ("low-memory", _SHORT),
+    "fp8": ("balanced", (*_SHORT, "quantization=fp8")),
+    "int8": ("balanced", (*_SHORT, "quantization=int8")),
+    "nf4": ("balanced", (*_SHORT, "quantization=nf4")),
+    "500 steps, class pictures, four samples": (None, _LONG),
+}
+"""By name: preset and settings."""
+
+
+def measure_runs(work: Path, *, tiny: bool = False) -> dict[str, dict[str, Any]]:
+    """Every run of RUNS on five pictures and twelve class pictures; the base, 7 GB, is written into `work` first."""
+    base = work / "base"
+    if not (base / "model_index.json").exists():
+        random_pipeline(EMBEDDED if tiny else SDXL_LAYOUT).save_pretrained(base)
+    side = 128 if tiny else 1024
+    pictures, classes = make_pictures(work / "pictures", 5, side), make_pictures(work / "classes", 12, side)
+    found: dict[str, dict[str, Any]] = {}
+    for name, (preset, settings) in RUNS.items():
+        out = work / "runs" / f"{name.partition(',')[0]}-{time.time():.0f}"
+        found[name] = measure_run(base, pictures, out, preset, [s.format(classes=classes) for s in settings])
+        print(json.dumps({"run": name, **found[name]}), flush=True)
+    return found
 
 
 def measure_run(base: Path, folder: Path, out: Path, preset: str | None, settings: Sequence[str]) -> dict[str, Any]:

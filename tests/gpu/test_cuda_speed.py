@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adapters.projections import back_projections, projections
 from adapters.registry import REGISTRY
-from adapters.row_gain import projections, row_gain
+from adapters.row_gain import row_gain
 from adapters.side_stream import spread
 from adapters.sites import make_site
 from benchmarks.random_sdxl import random_pipeline
@@ -161,6 +162,9 @@ def test_projections_of_many_layers_are_those_of_each():
         downs = torch.randn(3, 16, sites[0].columns, device="cuda")
         expected = torch.stack([s.matricise(s.weight).float() @ d.T for s, d in zip(sites, downs, strict=True)])
         assert relative_error(projections(sites, downs), expected) < BF16
+        ups = torch.randn(3, sites[0].rows, 16, device="cuda")
+        expected = torch.stack([u.T @ s.matricise(s.weight).float() for s, u in zip(sites, ups, strict=True)])
+        assert relative_error(back_projections(sites, ups), expected) < BF16
 
 
 def test_what_cannot_be_recorded_goes_on_with_the_same_numbers():
