@@ -206,7 +206,8 @@ class AdapterSet:
             shape = tuple(tensor.shape)
             if name not in given and factor in self.adapters[layer].resume_only:
                 continue
-            if name in given and factor in self.adapters[layer].prunable and _within(given[name], shape):
+            axis = self.adapters[layer].prunable.get(factor)
+            if name in given and axis is not None and _shorter(given[name], shape, axis):
                 shape = given[name]
             wanted[name] = shape
         check_shapes(wanted, given)
@@ -253,8 +254,11 @@ def _prefixes(name: str) -> Iterator[str]:
         yield name
 
 
-def _within(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
-    return len(small) == len(large) and all(a <= b for a, b in zip(small, large, strict=True))
+def _shorter(given: tuple[int, ...], built: tuple[int, ...], axis: int) -> bool:
+    """Whether it is the built shape but for fewer ranks along `axis`."""
+    if len(given) != len(built):
+        return False
+    return (*given[:axis], *given[axis + 1 :]) == (*built[:axis], *built[axis + 1 :]) and given[axis] <= built[axis]
 
 
 def _belongs(name: str, component: str | None) -> bool:

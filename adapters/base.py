@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -139,8 +139,8 @@ class Adapter(nn.Module, ABC):
     """Whether a schedule of its own is spread over the run's length."""
     resume_only: ClassVar[frozenset[str]] = frozenset()
     """Buffers that go into checkpoints but not into the finished file, where they are zeros when loaded."""
-    prunable: ClassVar[frozenset[str]] = frozenset()
-    """Factors that a file may hold smaller than they are built: the rest is zeros (see `pruned`)."""
+    prunable: ClassVar[Mapping[str, int]] = {}
+    """Factors that a file may hold with fewer ranks than they are built with, and the axis of these (see `pruned`)."""
 
     def __init_subclass__(cls, spec: type[AdapterSpec] | None = None) -> None:
         super().__init_subclass__()

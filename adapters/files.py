@@ -38,6 +38,15 @@ _STORED: dict[str, torch.dtype] = {
 _FIX = "Choose an adapter.safetensors that Spectral Studio saved, or copy the file again."
 
 
+class FusedConcept(BaseModel, frozen=True, extra="ignore"):
+    """One of the adapters in a fused file."""
+
+    trigger: str = ""
+    class_word: str = ""
+    sha256: str = Field(default="", description="sha256 of its file.")
+    weight: float = 1.0
+
+
 class AdapterCard(BaseModel, frozen=True, extra="ignore"):
     """What a file says about its making. Unknown fields are skipped: a later version may say more."""
 
@@ -53,6 +62,8 @@ class AdapterCard(BaseModel, frozen=True, extra="ignore"):
     created: str = Field(default="", description="Time of saving, ISO 8601.")
     studio_version: str = Field(default="", description="Version of Spectral Studio that saved it.")
     thumbnail: str = Field(default="", description="A small picture as a data: URL.")
+    fused_by: str = Field(default="", description="The way to fuse, where this file was made of others.")
+    concepts: tuple[FusedConcept, ...] = Field(default=(), description="What it was made of.")
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,6 @@ def magnitude_over(inner: type[Adapter]) -> type[Magnitude]:
         "equation": inner.equation,
         "depends_on_steps": inner.depends_on_steps,
         "resume_only": frozenset(f"inner.{name}" for name in inner.resume_only),
-        "prunable": frozenset(f"inner.{name}" for name in inner.prunable),
+        "prunable": {f"inner.{name}": axis for name, axis in inner.prunable.items()},
     }
     return type(f"MagnitudeOver{inner.__name__}", (Magnitude,), members)

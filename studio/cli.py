@@ -98,6 +98,10 @@ def train(
         Path | None, typer.Option(metavar="DIR", help="Folder of the run; left out: runs/<trigger>-<class>-<n>.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out stopped.")] = False,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option("--with", metavar="ADAPTER", help="Learn on columns that this adapter does not use."),
+    ] = None,
 ) -> None:
     """Teach a base the subject in FOLDER; leaves DIR/adapter.safetensors, samples and config.yaml."""
     from studio.start import import_diffusers
@@ -113,7 +117,7 @@ def train(
         "adapter.method": adapter,
         "steps": steps,
     }
-    request = Request(flags, preset, config, assignments or (), out, resume)
+    request = Request(flags, preset, config, assignments or (), out, resume, beside or ())
     typer.echo(run_training(request, Console(stderr=True)))
 
 
@@ -171,6 +175,41 @@ def sample(
         out=out,
     )
     typer.echo(sampling.sample(request, Console(stderr=True)))
+
+
+@app.command()
+def fuse(
+    adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER...", help="Adapter files or run folders.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The fused adapter; its report lies beside it.")],
+    how: Annotated[
+        str,
+        typer.Option(metavar="WAY", help="spectral, least-squares, sum, mean, null-space, ties, dare or svd."),
+    ] = "least-squares",
+    weights: Annotated[
+        str | None, typer.Option(metavar="W,W,...", help="How strongly each acts; left out: 1 each.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A knob of the ways, such as rank=16.")
+    ] = None,
+    prompts: Annotated[
+        bool, typer.Option("--prompts/--no-prompts", help="Look at what the base is given on the subjects' prompts.")
+    ] = True,
+    base: Annotated[
+        str | None, typer.Option(metavar="BASE", help="Base; left out: the one the adapters were made on.")
+    ] = None,
+) -> None:
+    """Make one adapter of several, and report what they do to each other."""
+    from studio.start import import_diffusers
+
+    import_diffusers()
+    from studio import fusing
+
+    options = fusing.parse_options(assignments or [])
+    numbers = fusing.parse_weights(weights)
+    request = fusing.Request(adapters, how, out, numbers, options, prompts, base)
+    result = fusing.fuse(request, Console(stderr=True))
+    _print(fusing.report_lines(result.report))
+    _print(str(path) for path in result.files)
 
 
 @app.command()

@@ -86,8 +86,9 @@ def sample(request: Request, console: Console) -> Path:
     if request.scheduler not in SCHEDULERS:
         raise UnknownNameError("scheduler", request.scheduler, list(SCHEDULERS))
     loaded = _load(request)
-    name, schedule = request.base or _common_base(loaded), _common_schedule(loaded)
-    for warning in prompt_warnings(request.prompts, [one.file for one in loaded]):
+    files = [one.file for one in loaded]
+    name, schedule = request.base or common_base(files), common_schedule(files)
+    for warning in prompt_warnings(request.prompts, files):
         _warn(console, warning)
     device = pick_device(None)
     base = load_base(name, device=device, dtype=pick_dtype("auto", device))
@@ -132,8 +133,9 @@ def _for_each(option: str, given: list[Value], count: int) -> list[Value]:
     return values
 
 
-def _common_base(loaded: Sequence[_Loaded]) -> str:
-    bases = list(dict.fromkeys(one.file.card.base for one in loaded if one.file.card.base))
+def common_base(files: Sequence[AdapterFile]) -> str:
+    """The base that all these were made on, or the embedded one. Raises UserInputError where they differ."""
+    bases = list(dict.fromkeys(file.card.base for file in files if file.card.base))
     if len(bases) > 1:
         raise UserInputError(
             f"These adapters were made on different bases: {', '.join(bases)}.", "Choose one with --base."
@@ -141,9 +143,9 @@ def _common_base(loaded: Sequence[_Loaded]) -> str:
     return bases[0] if bases else "embedded"
 
 
-def _common_schedule(loaded: Sequence[_Loaded]) -> tuple[str, bool]:
+def common_schedule(files: Sequence[AdapterFile]) -> tuple[str, bool]:
     """How the adapters were trained to denoise (Base.set_schedule); without any, as the base was."""
-    cards = [one.file.card for one in loaded if one.file.card.base_hash]
+    cards = [file.card for file in files if file.card.base_hash]
     ways = list(dict.fromkeys((card.prediction_type, card.zero_terminal_snr) for card in cards))
     if len(ways) > 1:
         raise UserInputError(
@@ -156,11 +158,16 @@ def _common_schedule(loaded: Sequence[_Loaded]) -> tuple[str, bool]:
 def prompt_warnings(prompts: Sequence[str], files: Sequence[AdapterFile]) -> Iterator[str]:
     """A sentence for each trigger that a prompt lacks: the subject will hardly show."""
     for file in files:
-        trigger = file.card.trigger
+        subjects = [(one.trigger, one.class_word) for one in file.card.concepts]
+        subjects = [(t, c) for t, c in subjects or [(file.card.trigger, file.card.class_word)] if t]
         for prompt in prompts:
-            if trigger and not re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", prompt, re.IGNORECASE):
-                phrase = f"{trigger} {file.card.class_word}".strip()
-                yield f'The prompt "{prompt}" lacks the trigger "{trigger}"; say "{phrase}" for the subject.'
+            if subjects and not any(_says(prompt, trigger) for trigger, _ in subjects):
+                phrase = '" or "'.join(f"{trigger} {word}".strip() for trigger, word in subjects)
+                yield f'The prompt "{prompt}" lacks the trigger "{subjects[0][0]}"; say "{phrase}" for the subject.'
+
+
+def _says(prompt: str, trigger: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", prompt, re.IGNORECASE) is not None
 
 
 def recipes(request: Request, base: Base, uses: Sequence[AdapterUse]) -> list[Recipe]:

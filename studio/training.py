@@ -16,6 +16,7 @@ from adapters.errors import UserInputError
 from studio import __version__, config, runs
 from studio.failures import Interrupted
 from studio.progress import display_for
+from studio.slots import beside
 from trainers.config import TrainConfig
 from trainers.events import Command, Event, Finished, Started
 from trainers.loop import train
@@ -31,6 +32,8 @@ class Request:
     assignments: Sequence[str] = ()
     out: Path | None = None
     resume: bool = False
+    beside: Sequence[Path] = ()
+    """Adapters that this one is to be fused with."""
 
 
 def configure(request: Request) -> TrainConfig:
@@ -47,7 +50,10 @@ def configure(request: Request) -> TrainConfig:
     for layer in over:
         base = str(layer.values.get("base", base))
     preset = config.preset_layers(request.preset or config.DEFAULT_PRESET, config.family_of(base))
-    return config.compose([*preset, *over])
+    whole = config.compose([*preset, *over])
+    if not request.beside or request.resume:  # a run that goes on keeps its columns
+        return whole
+    return whole.model_copy(update={"adapter": beside(whole.adapter, request.beside)})
 
 
 def _own_config(request: Request) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -32,7 +33,7 @@ class Sora(LowRank, spec=SoraSpec):
     title: ClassVar[str] = "SoRA"
     paper: ClassVar[str] = "arXiv 2311.11696"
     equation: ClassVar[str] = "ΔW = α/r · B diag(g) A, g ← prox(g − η ∂g)"
-    prunable: ClassVar[frozenset[str]] = frozenset({"up", "down", "gate"})
+    prunable: ClassVar[Mapping[str, int]] = {"up": 1, "down": 0, "gate": 0}
 
     def __init__(self, site: Site, weight: Tensor, spec: SoraSpec, context: Context) -> None:
         super().__init__(site, weight, spec, context)

@@ -176,3 +176,24 @@ def test_spectral_r_keeps_the_singular_values_of_a_layer_of_real_size():
     weight = model.layer.weight.detach()
     moved = torch.linalg.svdvals(weight + adapter.delta_weight(weight))
     assert relative_error(moved, torch.linalg.svdvals(weight)) < 1e-10
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_confined_spectral_a_is_the_papers_formula_within_its_columns(kind: str):
+    _, adapter = attached(kind, "spectral-a", rank=4, confined=True, normalised=False, learn_sigma=True)
+    nudged(adapter)
+    site = adapter.site
+    left, right = site.split_groups(adapter.left), site.split_groups(adapter.right)
+    moved_left = left + left @ site.split_groups(adapter.up)
+    moved_right = right + site.split_groups(adapter.down).mT @ right
+    sigma = adapter.sigma.unflatten(0, (site.groups, 1, -1))
+    moved = (adapter.sigma + adapter.delta_sigma).unflatten(0, (site.groups, 1, -1))
+    expected = (moved_left * moved) @ moved_right - (left * sigma) @ right
+    assert relative_error(matrices(adapter), expected) < 1e-11
+
+
+@pytest.mark.parametrize(("confined", "orthogonal"), [(True, True), (False, False)])
+def test_only_confined_subjects_on_other_slots_are_orthogonal(confined: bool, orthogonal: bool):
+    found = [nudged(attached("linear", "spectral-a", rank=4, slot=slot, confined=confined)[1]) for slot in (0, 1)]
+    one, two = (matrices(adapter).flatten() for adapter in found)
+    assert (float((one @ two).abs() / (one.norm() * two.norm())) < FP64) is orthogonal

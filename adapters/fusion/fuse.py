@@ -1,0 +1,126 @@
+"""From several adapter sets on one base to one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adapters.adapter_set import AdapterSet
+from adapters.errors import UserInputError
+from adapters.fusion.deltas import LayerDelta, concatenated, delta_of
+from adapters.fusion.grams import Watched
+from adapters.fusion.way import FusionLayer, FusionOptions, LayerGrams, Way
+from adapters.inject import build
+from adapters.layer import master
+from adapters.registry import make_spec
+from adapters.sites import Site
+from adapters.svd import Unread
+
+DENSE_RANK = 64
+"""Rank by which a change without factors (DoRA, OFT, LoKr) is told, where the options name none."""
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One adapter to be fused: built, not attached."""
+
+    name: str
+    adapters: AdapterSet
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Every layer that any concept changes, and how: what a way, the activations and the report read."""
+
+    concepts: Sequence[Concept]
+    sites: Mapping[str, Site]
+    deltas: Mapping[str, Mapping[int, LayerDelta]]
+    """Layer → concept by its number → change, weights included."""
+
+    def watched(self) -> dict[str, Watched]:
+        """Rows [A_1; …; A_N] of every layer, in the order of LayerGrams."""
+        return {
+            name: Watched(self.sites[name], concatenated(self.sites[name], list(found.values())).down)
+            for name, found in self.deltas.items()
+        }
+
+
+@torch.no_grad()
+def changes_of(concepts: Sequence[Concept], options: FusionOptions) -> Changes:
+    """The changes of every layer. Raises UserInputError for fewer than two concepts."""
+    if len(concepts) < 2:
+        raise UserInputError("A fusion needs two adapters or more.", "Name further adapter files or runs.")
+    sites: dict[str, Site] = {}
+    deltas: dict[str, dict[int, LayerDelta]] = {}
+    for number, concept in enumerate(concepts):
+        for name, adapter in concept.adapters.adapters.items():
+            sites[name] = adapter.site
+            found = delta_of(adapter, master(adapter.site.weight), options.rank or DENSE_RANK)
+            deltas.setdefault(name, {})[number] = found.times(concept.weight)
+    return Changes(concepts, sites, deltas)
+
+
+@torch.no_grad()
+def fused_deltas(
+    changes: Changes, way: Way, options: FusionOptions, grams: Mapping[str, LayerGrams] | None = None
+) -> dict[str, LayerDelta]:
+    """The one change of every layer, by `way`.
+
+    Raises:
+        UserInputError: these concepts cannot be fused so, or the way needs activations and none are given.
+    """
+    if way.needs_activations and grams is None:
+        raise UserInputError(f"{way.title} needs activations of each subject's prompts.", "Leave --no-prompts out.")
+    result: dict[str, LayerDelta] = {}
+    for name, found in changes.deltas.items():
+        site = changes.sites[name]
+        weight = master(site.weight)
+        layer = FusionLayer(
+            site=site,
+            weight=weight,
+            deltas=[_to(delta, weight) for delta in found.values()],
+            names=[changes.concepts[number].name for number in found],
+            concepts=len(changes.concepts),
+            options=options,
+            grams=None if grams is None or name not in grams else _grams_to(grams[name], weight),
+        )
+        result[name] = way.fuse(layer)
+    return result
+
+
+def _to(delta: LayerDelta, weight: Tensor) -> LayerDelta:
+    return LayerDelta(delta.up.to(weight), delta.down.to(weight), delta.error, delta.columns)
+
+
+def _grams_to(grams: LayerGrams, weight: Tensor) -> LayerGrams:
+    return LayerGrams([gram.to(weight) for gram in grams.own], grams.neutral.to(weight))
+
+
+@torch.no_grad()
+def as_adapter(components: Mapping[str, nn.Module], changes: Changes, deltas: Mapping[str, LayerDelta]) -> AdapterSet:
+    """The fused change as a LoRA of strength 1 on all these layers; ranks that a layer lacks are zero."""
+    targets: dict[str, list[str]] = {}
+    for concept in changes.concepts:
+        for component, target in concept.adapters.targets.items():
+            targets.setdefault(component, []).append(target)
+    joined = {component: ", ".join(dict.fromkeys(words)) for component, words in targets.items()}
+    groups = max(site.groups for site in changes.sites.values())
+    rank = -(-max(delta.rank for delta in deltas.values()) // groups) * groups
+    fused = build(components, make_spec("lora", rank=rank), joined, seed=0, decomposer=Unread())
+    for name, adapter in fused.adapters.items():
+        up, down = adapter.get_parameter("up"), adapter.get_parameter("down")
+        up.zero_()
+        down.zero_()
+        if name in deltas:
+            _write(adapter.site, up, down, deltas[name])
+    return fused.eval()
+
+
+def _write(site: Site, up: Tensor, down: Tensor, delta: LayerDelta) -> None:
+    up[:, : delta.up.shape[1]] = delta.up.to(up)
+    wide = down.unflatten(0, (site.groups, -1))
+    wide[:, : delta.rank // site.groups] = site.split_groups(delta.down).to(down)

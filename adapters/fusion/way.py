@@ -1,0 +1,104 @@
+"""The contract of a way to fuse: layer by layer, from every concept's change to one."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from adapters.errors import UnknownNameError
+from adapters.fusion.deltas import LayerDelta
+from adapters.sites import Site
+
+WAYS: dict[str, type[Way]] = {}
+
+
+class FusionOptions(BaseModel):
+    """The knobs of all ways."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    rank: int | None = Field(default=None, ge=1, description="rank of the result (svd, ties, dare); left out: the sum")
+    density: float = Field(default=0.5, gt=0, le=1, description="part of each change that ties and dare keep")
+    energy: float = Field(default=0.99, gt=0, le=1, description="null-space: part of a change that is protected")
+    softness: float = Field(default=0.0, ge=0, description="null-space: 0 is hard; μ > 0 takes μ/(1 + μ) away")
+    ridge: float = Field(default=1e-3, gt=0, description="least-squares: ridge, relative to the mean activation")
+    background: float = Field(
+        default=0.1, ge=0, description="least-squares: weight of neutral prompts, left as they are"
+    )
+    seed: int = Field(default=0, ge=0, description="dare: which entries are dropped")
+
+
+@dataclass(frozen=True)
+class LayerGrams:
+    """Second moments of z = [A_1; …; A_N] x on prompts, over the positions of one layer."""
+
+    own: Sequence[Tensor]
+    """E[z zᵀ] on each concept's own prompts with its adapter on, [Σr, Σr] each."""
+    neutral: Tensor
+    """The same on neutral prompts with the bare base."""
+
+
+@dataclass(frozen=True)
+class FusionLayer:
+    """All that a way is told of one layer."""
+
+    site: Site
+    weight: Tensor
+    """W in fp32 or fp64."""
+    deltas: Sequence[LayerDelta]
+    """One a concept that changes this layer, weights included."""
+    names: Sequence[str]
+    """Of these concepts."""
+    concepts: int
+    """Of the whole fusion: a mean divides by it."""
+    options: FusionOptions
+    grams: LayerGrams | None = None
+
+    def generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.options.seed)
+
+    @property
+    def rank(self) -> int:
+        """Of the result, where the way is free to choose it."""
+        return self.options.rank or sum(delta.rank for delta in self.deltas)
+
+    def spans(self) -> list[slice]:
+        """Where each concept's part of z lies."""
+        ends = torch.tensor([delta.rank for delta in self.deltas]).cumsum(0).tolist()
+        return [slice(end - delta.rank, end) for end, delta in zip(ends, self.deltas, strict=True)]
+
+
+class Way(ABC):
+    """`class Mean(Way, name="mean")` registers it."""
+
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    meaning: ClassVar[str]
+    needs_activations: ClassVar[bool] = False
+
+    def __init_subclass__(cls, name: str) -> None:
+        super().__init_subclass__()
+        if WAYS.setdefault(name, cls) is not cls:
+            raise TypeError(f"two ways to fuse are called {name!r}")
+
+    @abstractmethod
+    def fuse(self, layer: FusionLayer) -> LayerDelta:
+        """The one change of this layer. Raises UserInputError where these concepts cannot be fused so."""
+
+
+def find_way(name: str) -> Way:
+    """The way called `name`. Raises UnknownNameError with the nearest."""
+    from adapters.fusion import ways
+
+    for module in pkgutil.iter_modules(ways.__path__, f"{ways.__name__}."):
+        importlib.import_module(module.name)
+    if name not in WAYS:
+        raise UnknownNameError("way to fuse", name, list(WAYS))
+    return WAYS[name]()

@@ -1,0 +1,39 @@
+"""TIES merging (arXiv 2306.01708): trim, elect a sign, average those that agree."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from adapters.fusion.deltas import LayerDelta, compress
+from adapters.fusion.way import FusionLayer, Way
+
+
+class Ties(Way, name="ties"):
+    """Entry by entry on the dense changes of one layer at a time; the result is factored again.
+
+    Each ΔW_i keeps its `density` largest entries; the sign of their sum is elected; entries of that sign are averaged
+    over those that have one, times the number of concepts: disjoint changes then add up, as in the sum.
+    """
+
+    title: ClassVar[str] = "TIES"
+    paper: ClassVar[str] = "arXiv 2306.01708"
+    meaning: ClassVar[str] = "small entries dropped, the sign that wins kept, the rest averaged"
+
+    def fuse(self, layer: FusionLayer) -> LayerDelta:
+        site = layer.site
+        dense = torch.stack([site.product(delta.up, delta.down) for delta in layer.deltas])
+        keep = max(1, round(layer.options.density * dense[0].numel()))
+        limits = dense.abs().flatten(1).kthvalue(dense[0].numel() - keep + 1).values
+        trimmed = torch.where(dense.abs() >= limits[:, None, None], dense, 0)
+        agreeing = torch.where(trimmed.sign() == trimmed.sum(0).sign(), trimmed, 0)
+        merged = agreeing.sum(0) / agreeing.ne(0).sum(0).clamp_min(1) * _voices(dense)
+        return compress(site, merged, layer.rank)
+
+
+def _voices(dense: torch.Tensor) -> float:
+    """What the average is multiplied by (λ of the paper): 1 for one concept alone, as many for alike ones."""
+    norms = dense.flatten(1).norm(dim=1)
+    together = dense.sum(0).norm()
+    return float((together / norms.mean()).clamp(min=1.0)) if float(norms.mean()) > 0 else 1.0

@@ -1,0 +1,209 @@
+"""`studio fuse`: several adapter files to one, with a report that a person understands."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from adapters.atomic import atomic_path
+from adapters.errors import UnknownNameError, UserInputError
+from adapters.files import AdapterCard, AdapterFile, FusedConcept, attach_file, load_adapter, save_adapter
+from adapters.fusion.fuse import Changes, Concept, as_adapter, changes_of, fused_deltas
+from adapters.fusion.report import FusionReport, report_on
+from adapters.fusion.way import FusionOptions, LayerGrams, find_way
+from studio import __version__
+from studio.config import set_layer
+from studio.heat_map import heat_map
+from studio.sampling import adapter_path, common_base, common_schedule
+from trainers.activations import gather
+from trainers.events import Progress
+from trainers.loop import pick_device, pick_dtype
+from trainers.sdxl import Base, load_base
+
+_OWN = ("a photo of a {}", "a {}", "a {} on a red background", "a {} next to a house")
+_NEUTRAL = ("a photo of a {}", "a house", "a tree on a green background", "a photo of a car")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to fuse, and how."""
+
+    adapters: Sequence[Path]
+    how: str
+    out: Path
+    weights: Sequence[float] = ()
+    options: FusionOptions = field(default_factory=FusionOptions)
+    prompts: bool = True
+    """Look at activations on the subjects' prompts: the report needs them, and least-squares does."""
+    base: str | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """The files that a fusion left."""
+
+    adapter: Path
+    report: FusionReport
+    files: Sequence[Path]
+
+
+def parse_weights(text: str | None) -> list[float]:
+    """1,1,0.8 → [1.0, 1.0, 0.8]; nothing for None."""
+    if text is None:
+        return []
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserInputError(f"{text!r} is no list of weights.", "Write it like --weights 1,1,0.8.") from error
+    if not all(math.isfinite(weight) for weight in found):
+        raise UserInputError(f"{text!r} holds a weight that is no number.", "Write it like --weights 1,1,0.8.")
+    return found
+
+
+def parse_options(assignments: Sequence[str]) -> FusionOptions:
+    """--set key=value of the ways' knobs."""
+    values = set_layer(assignments).values
+    for key in values:
+        if key not in FusionOptions.model_fields:
+            raise UnknownNameError("knob of fusion called", key, list(FusionOptions.model_fields))
+    try:
+        return FusionOptions.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        knob = str(first["loc"][0])
+        raise UserInputError(
+            f"{knob} = {first['input']!r} will not do: {first['msg']}.",
+            f"{knob}: {FusionOptions.model_fields[knob].description}.",
+        ) from error
+
+
+def fuse(request: Request, console: Console) -> Result:
+    """Fuses, judges, and writes `out` with .report.json, .report.txt and .report.png beside it."""
+    way = find_way(request.how)
+    paths = [adapter_path(given) for given in request.adapters]
+    files = [load_adapter(path) for path in paths]
+    weights = _weights(request.weights, len(files))
+    device = pick_device(None)
+    base = load_base(
+        request.base or common_base(files),
+        device=device,
+        dtype=pick_dtype("auto", device),
+        resident=("text_encoder", "text_encoder_2"),
+    )
+    base.set_schedule(*common_schedule(files))
+    changes = changes_of(_concepts(base, files, weights, console), request.options)
+    grams = _activations(base, changes, files, console) if request.prompts else None
+    deltas = fused_deltas(changes, way, request.options, grams)
+    report = report_on(request.how, changes, deltas, grams)
+    card = _card(request.how, paths, files, weights)
+    save_adapter(request.out, as_adapter(base.components, changes, deltas), card)
+    return Result(request.out, report, [request.out, *_write(request.out, report)])
+
+
+def report_lines(report: FusionReport) -> list[str]:
+    """The report as text."""
+    lines = [report.verdict, ""]
+    for concept in report.concepts:
+        told = f"{concept.name}: its own pictures change by {_percent(concept.lost)}"
+        told += f"; on neutral prompts it acts {_percent(concept.drift)} as strongly as on its own"
+        lines.append(told + (f"; {concept.error:.1%} of it has no factor form" if concept.error > 1e-4 else ""))
+    for pair in report.pairs:
+        lines.append(
+            f"{pair.first} and {pair.second}: {pair.shared_columns} shared columns; weights overlap by "
+            f"{pair.overlap:.3f}, what they look at by {pair.angle:.3f}; crosstalk {_percent(pair.crosstalk)} "
+            f"on the first's prompts, {_percent(pair.crosstalk_back)} on the second's"
+        )
+    if report.drift is not None:
+        lines.append(f"Neutral prompts: {report.drift:.2f} × the change of the strongest single adapter.")
+    return lines
+
+
+def _percent(value: float | None) -> str:
+    return "an unmeasured part" if value is None else f"{value:.0%}"
+
+
+def _weights(given: Sequence[float], count: int) -> list[float]:
+    if not given:
+        return [1.0] * count
+    if len(given) != count:
+        raise UserInputError(
+            f"There are {count} adapters and {len(given)} weights.", "Give --weights one number an adapter: 1,1,0.8."
+        )
+    return list(given)
+
+
+def _concepts(base: Base, files: Sequence[AdapterFile], weights: Sequence[float], console: Console) -> list[Concept]:
+    found: list[Concept] = []
+    for file, weight in zip(files, weights, strict=True):
+        name = file.card.trigger or f"adapter {len(found) + 1}"
+        taken = {concept.name for concept in found}
+        adapters = attach_file(base.components, file, known_hash=base.hash)
+        adapters.detach()
+        if adapters.warning:
+            console.print(f"Warning: {name}: {adapters.warning}", style="yellow", markup=False, soft_wrap=True)
+        adapters.to(base.device)
+        found.append(Concept(f"{name} ({len(found) + 1})" if name in taken else name, adapters, weight))
+    return found
+
+
+def _activations(base: Base, changes: Changes, files: Sequence[AdapterFile], console: Console) -> dict[str, LayerGrams]:
+    subjects = [f"{file.card.trigger} {file.card.class_word}".strip() or "subject" for file in files]
+    own = [[text.format(subject) for text in _OWN] for subject in subjects]
+    classes = [file.card.class_word or "thing" for file in files]
+    neutral = [text.format(classes[number % len(classes)]) for number, text in enumerate(_NEUTRAL)]
+    grams: dict[str, LayerGrams] = {}
+    with console.status("drawing each subject's prompts"):
+        for found in gather(base, changes, [*own, neutral]):
+            if isinstance(found, Progress):
+                console.print(f"Looked at {found.done} of {found.total} sets of prompts.", highlight=False)
+            else:
+                grams = found
+    return grams
+
+
+def _card(how: str, paths: Sequence[Path], files: Sequence[AdapterFile], weights: Sequence[float]) -> AdapterCard:
+    first = files[0].card
+    concepts = tuple(
+        FusedConcept(
+            trigger=file.card.trigger,
+            class_word=file.card.class_word,
+            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            weight=weight,
+        )
+        for path, file, weight in zip(paths, files, weights, strict=True)
+    )
+    return first.model_copy(
+        update={
+            "trigger": ", ".join(dict.fromkeys(one.trigger for one in concepts if one.trigger)),
+            "class_word": ", ".join(dict.fromkeys(one.class_word for one in concepts if one.class_word)),
+            "steps": 0,
+            "config_hash": "",
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "studio_version": __version__,
+            "thumbnail": "",
+            "fused_by": how,
+            "concepts": concepts,
+        }
+    )
+
+
+def _write(out: Path, report: FusionReport) -> list[Path]:
+    stem = out.with_suffix("")
+    texts = {".report.json": report.model_dump_json(indent=1), ".report.txt": "\n".join(report_lines(report)) + "\n"}
+    written: list[Path] = []
+    for ending, text in texts.items():
+        path = Path(f"{stem}{ending}")
+        with atomic_path(path) as part:
+            part.write_text(text, encoding="utf-8")
+        written.append(path)
+    picture = Path(f"{stem}.report.png")
+    with atomic_path(picture) as part:
+        heat_map(report).save(part, format="PNG")
+    return [*written, picture]
