@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from adapters.adapter_set import AdapterSet
+from adapters.adapter_set import AdapterSet, LayerOverride
 from adapters.errors import UserInputError
 from adapters.fusion.deltas import LayerDelta, concatenated, delta_of
 from adapters.fusion.grams import Watched
@@ -102,25 +103,31 @@ def _grams_to(grams: LayerGrams, weight: Tensor) -> LayerGrams:
 
 @torch.no_grad()
 def as_adapter(components: Mapping[str, nn.Module], changes: Changes, deltas: Mapping[str, LayerDelta]) -> AdapterSet:
-    """The fused change as a LoRA of strength 1 on all these layers; ranks that a layer lacks are zero."""
+    """The fused change as a LoRA of strength 1 on all these layers, each with a rank of its own."""
     targets: dict[str, list[str]] = {}
     for concept in changes.concepts:
         for component, target in concept.adapters.targets.items():
             targets.setdefault(component, []).append(target)
     joined = {component: ", ".join(dict.fromkeys(words)) for component, words in targets.items()}
-    groups = max(site.groups for site in changes.sites.values())
-    rank = -(-max(delta.rank for delta in deltas.values()) // groups) * groups
-    fused = build(components, make_spec("lora", rank=rank), joined, seed=0, decomposer=Unread())
+    rank, overrides = _ranks(deltas)
+    spec = make_spec("lora", rank=rank)
+    fused = build(components, spec, joined, seed=0, overrides=overrides, decomposer=Unread())
     for name, adapter in fused.adapters.items():
-        up, down = adapter.get_parameter("up"), adapter.get_parameter("down")
-        up.zero_()
-        down.zero_()
-        if name in deltas:
-            _write(adapter.site, up, down, deltas[name])
+        adapter.get_parameter("up").copy_(deltas[name].up)
+        adapter.get_parameter("down").copy_(deltas[name].down)
     return fused.eval()
 
 
-def _write(site: Site, up: Tensor, down: Tensor, delta: LayerDelta) -> None:
-    up[:, : delta.up.shape[1]] = delta.up.to(up)
-    wide = down.unflatten(0, (site.groups, -1))
-    wide[:, : delta.rank // site.groups] = site.split_groups(delta.down).to(down)
+def _ranks(deltas: Mapping[str, LayerDelta]) -> tuple[int, list[LayerOverride]]:
+    """The rank of most layers, and overrides for the others."""
+    ranks = Counter(delta.rank for delta in deltas.values())
+    usual = ranks.most_common(1)[0][0]
+    others: dict[tuple[str, int], list[str]] = {}
+    for name, delta in deltas.items():
+        if delta.rank != usual:
+            component, path = name.split(".", 1)
+            others.setdefault((component, delta.rank), []).append(path)
+    return usual, [
+        LayerOverride(component=component, layers=", ".join(paths), adapter={"rank": rank})
+        for (component, rank), paths in others.items()
+    ]

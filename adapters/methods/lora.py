@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -28,7 +28,6 @@ class Lora(LowRank, spec=LoraSpec):
     title: ClassVar[str] = "LoRA"
     paper: ClassVar[str] = "arXiv 2106.09685"
     equation: ClassVar[str] = "ΔW = α/r · B A"
-    prunable: ClassVar[Mapping[str, int]] = {"up": 1, "down": 0}
 
     anchor_up: Tensor
     anchor_down: Tensor
@@ -54,14 +53,6 @@ class Lora(LowRank, spec=LoraSpec):
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {"down": [self.down], "up": [self.up]}
-
-    def pruned(self) -> dict[str, Tensor]:
-        """Without ranks that are zero on both sides: a fused file is as wide as its widest layer."""
-        whole = self.state_dict()
-        if self.anchored or self.site.groups > 1:
-            return whole
-        kept = (self.up.detach() != 0).any(0) | (self.down.detach() != 0).any(1)
-        return {**whole, "up": whole["up"][:, kept], "down": whole["down"][kept]}
 
     def gradient_pair(self) -> GradientPair:
         if not self.anchored:
