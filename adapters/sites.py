@@ -263,10 +263,11 @@ def _borders(conv: nn.Conv2d) -> list[int]:
     return borders
 
 
+def site_of(name: str, module: nn.Linear | nn.Conv2d) -> Site:
+    """The face of a layer."""
+    return LinearSite(name, module) if isinstance(module, nn.Linear) else ConvSite(name, module)
+
+
 def make_site(name: str, module: nn.Module) -> Site | None:
     """The face of `module`, or None when no adapter can sit on it."""
-    if isinstance(module, nn.Linear):
-        return LinearSite(name, module)
-    if isinstance(module, nn.Conv2d):
-        return ConvSite(name, module)
-    return None
+    return site_of(name, module) if isinstance(module, nn.Linear | nn.Conv2d) else None

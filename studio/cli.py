@@ -213,6 +213,27 @@ def fuse(
 
 
 @app.command()
+def export(
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="An adapter file or a run's folder.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write, ending in .safetensors.")],
+    form: Annotated[str, typer.Option("--format", metavar="NAME", help="kohya or diffusers.")] = "kohya",
+    rank: Annotated[int, typer.Option(metavar="N", min=1, help="Rank for methods that have no exact LoRA form.")] = 64,
+    dtype: Annotated[str, typer.Option(metavar="TYPE", help="fp16, bf16 or fp32.")] = "fp16",
+    base: Annotated[
+        str | None, typer.Option(metavar="BASE", help="Base; left out: the one the adapter was made on.")
+    ] = None,
+) -> None:
+    """Write an adapter as other programs read it."""
+    from studio.start import import_diffusers
+
+    import_diffusers()
+    from studio import exporting
+
+    request = exporting.Request(adapter, form, out, rank, dtype, base)
+    _print(exporting.export_adapter(request, Console(stderr=True)))
+
+
+@app.command()
 def adapters(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
     """List the adapter methods with their papers and knobs, the starts, scales and optimizer rules."""
     from studio import info

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from adapters.atomic import atomic_path
 from adapters.errors import UnknownNameError, UserInputError
-from adapters.files import AdapterCard, AdapterFile, FusedConcept, attach_file, load_adapter, save_adapter
+from adapters.files import AdapterCard, FusedConcept, save_adapter
+from adapters.formats.open import AnyFile, attach_any, open_adapter
 from adapters.fusion.fuse import Changes, Concept, as_adapter, changes_of, fused_deltas
 from adapters.fusion.report import FusionReport, report_on
 from adapters.fusion.way import FusionOptions, LayerGrams, find_way
@@ -88,7 +89,7 @@ def fuse(request: Request, console: Console) -> Result:
     """Fuses, judges, and writes `out` with .report.json, .report.txt and .report.png beside it."""
     way = find_way(request.how)
     paths = [adapter_path(given) for given in request.adapters]
-    files = [load_adapter(path) for path in paths]
+    files = [open_adapter(path) for path in paths]
     weights = _weights(request.weights, len(files))
     device = pick_device(None)
     base = load_base(
@@ -139,12 +140,12 @@ def _weights(given: Sequence[float], count: int) -> list[float]:
     return list(given)
 
 
-def _concepts(base: Base, files: Sequence[AdapterFile], weights: Sequence[float], console: Console) -> list[Concept]:
+def _concepts(base: Base, files: Sequence[AnyFile], weights: Sequence[float], console: Console) -> list[Concept]:
     found: list[Concept] = []
     for file, weight in zip(files, weights, strict=True):
         name = file.card.trigger or f"adapter {len(found) + 1}"
         taken = {concept.name for concept in found}
-        adapters = attach_file(base.components, file, known_hash=base.hash)
+        adapters = attach_any(base.components, file, base.hash)
         adapters.detach()
         if adapters.warning:
             console.print(f"Warning: {name}: {adapters.warning}", style="yellow", markup=False, soft_wrap=True)
@@ -153,7 +154,7 @@ def _concepts(base: Base, files: Sequence[AdapterFile], weights: Sequence[float]
     return found
 
 
-def _activations(base: Base, changes: Changes, files: Sequence[AdapterFile], console: Console) -> dict[str, LayerGrams]:
+def _activations(base: Base, changes: Changes, files: Sequence[AnyFile], console: Console) -> dict[str, LayerGrams]:
     subjects = [f"{file.card.trigger} {file.card.class_word}".strip() or "subject" for file in files]
     own = [[text.format(subject) for text in _OWN] for subject in subjects]
     classes = [file.card.class_word or "thing" for file in files]
@@ -168,7 +169,7 @@ def _activations(base: Base, changes: Changes, files: Sequence[AdapterFile], con
     return grams
 
 
-def _card(how: str, paths: Sequence[Path], files: Sequence[AdapterFile], weights: Sequence[float]) -> AdapterCard:
+def _card(how: str, paths: Sequence[Path], files: Sequence[AnyFile], weights: Sequence[float]) -> AdapterCard:
     first = files[0].card
     concepts = tuple(
         FusedConcept(

@@ -17,7 +17,7 @@ from rich.progress import track
 
 from adapters.adapter_set import AdapterSet
 from adapters.errors import MissingError, UnknownNameError, UserInputError
-from adapters.files import AdapterFile, attach_file, load_adapter
+from adapters.formats.open import AnyFile, attach_any, open_adapter
 from studio import __version__
 from studio.paths import next_free, slug
 from studio.recipe import AdapterUse, Recipe, save_png
@@ -54,7 +54,7 @@ class Request:
 @dataclass(frozen=True)
 class _Loaded:
     path: Path
-    file: AdapterFile
+    file: AnyFile
     strength: float
     part: str | None
 
@@ -97,7 +97,7 @@ def sample(request: Request, console: Console) -> Path:
     sets: list[AdapterSet] = []
     with ExitStack() as stack:
         for one in loaded:
-            attached = attach_file(base.components, one.file, known_hash=base.hash, part=one.part)
+            attached = attach_any(base.components, one.file, base.hash, one.part)
             attached.to(base.device)
             stack.callback(attached.detach)
             attached.strength = one.strength
@@ -117,7 +117,7 @@ def _load(request: Request) -> list[_Loaded]:
     strengths = _for_each("strength", list(request.strengths) or [1.0], len(paths))
     parts = _for_each("part", list[str | None](request.parts) or [None], len(paths))
     return [
-        _Loaded(path, load_adapter(path), strength, part)
+        _Loaded(path, open_adapter(path), strength, part)
         for path, strength, part in zip(paths, strengths, parts, strict=True)
     ]
 
@@ -133,7 +133,7 @@ def _for_each(option: str, given: list[Value], count: int) -> list[Value]:
     return values
 
 
-def common_base(files: Sequence[AdapterFile]) -> str:
+def common_base(files: Sequence[AnyFile]) -> str:
     """The base that all these were made on, or the embedded one. Raises UserInputError where they differ."""
     bases = list(dict.fromkeys(file.card.base for file in files if file.card.base))
     if len(bases) > 1:
@@ -143,7 +143,7 @@ def common_base(files: Sequence[AdapterFile]) -> str:
     return bases[0] if bases else "embedded"
 
 
-def common_schedule(files: Sequence[AdapterFile]) -> tuple[str, bool]:
+def common_schedule(files: Sequence[AnyFile]) -> tuple[str, bool]:
     """How the adapters were trained to denoise (Base.set_schedule); without any, as the base was."""
     cards = [file.card for file in files if file.card.base_hash]
     ways = list(dict.fromkeys((card.prediction_type, card.zero_terminal_snr) for card in cards))
@@ -155,7 +155,7 @@ def common_schedule(files: Sequence[AdapterFile]) -> tuple[str, bool]:
     return ways[0] if ways else ("auto", False)
 
 
-def prompt_warnings(prompts: Sequence[str], files: Sequence[AdapterFile]) -> Iterator[str]:
+def prompt_warnings(prompts: Sequence[str], files: Sequence[AnyFile]) -> Iterator[str]:
     """A sentence for each trigger that a prompt lacks: the subject will hardly show."""
     for file in files:
         subjects = [(one.trigger, one.class_word) for one in file.card.concepts]

@@ -1,0 +1,47 @@
+"""Any adapter file, whoever wrote it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from torch import nn
+
+from adapters.adapter_set import AdapterSet
+from adapters.files import AdapterFile, attach_file, load_adapter
+from adapters.formats.foreign import ForeignFile, convert, is_foreign, read_foreign
+
+AnyFile = AdapterFile | ForeignFile
+NOTABLE = 0.01
+"""Relative error of a layer from which a person is told."""
+
+
+def open_adapter(path: str | os.PathLike[str]) -> AnyFile:
+    """A file of ours or of another program's. Raises what files.load_adapter and foreign.read_foreign raise."""
+    return read_foreign(path) if is_foreign(path) else load_adapter(path)
+
+
+def attach_any(
+    components: Mapping[str, nn.Module],
+    file: AnyFile,
+    known_hash: str | None = None,
+    part: str | None = None,
+    rank: int = 64,
+) -> AdapterSet:
+    """files.attach_file for either kind; its `warning` also says what another program's file lost on the way.
+
+    Args:
+        rank: by which changes without factors are told (foreign.convert).
+    """
+    if isinstance(file, AdapterFile):
+        return attach_file(components, file, known_hash, part)
+    converted = convert(file, components, rank)
+    adapters = attach_file(components, converted.file, known_hash, part)
+    notes: list[str] = []
+    if converted.left_out:
+        notes.append(f"{len(converted.left_out)} layers are none of this base's (such as {converted.left_out[0]})")
+    if converted.error > NOTABLE:
+        notes.append(f"a rank of {rank} leaves out up to {converted.error:.0%} of a layer's change")
+    if notes:
+        adapters.warning = f"{file.path} was made by another program: {'; '.join(notes)}."
+    return adapters
