@@ -234,6 +234,62 @@ def export(
 
 
 @app.command()
+def resize(
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="An adapter file or a run's folder.")],
+    rank: Annotated[int, typer.Option(metavar="N", min=1, help="Rank of the result.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
+    base: Annotated[
+        str | None, typer.Option(metavar="BASE", help="Base; left out: the one the adapter was made on.")
+    ] = None,
+) -> None:
+    """Make the best LoRA of a rank from an adapter of any method, and tell what is lost."""
+    from studio.start import import_diffusers
+
+    import_diffusers()
+    from studio import reshaping
+
+    _print(reshaping.resize(adapter, rank, out, base, Console(stderr=True)))
+
+
+@app.command()
+def extract(
+    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="A fine-tuned model: hub id, folder or file.")],
+    original: Annotated[str, typer.Argument(metavar="ORIGINAL", help="The model that it was made from.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The adapter to write.")],
+    rank: Annotated[int, typer.Option(metavar="N", min=1, help="Rank of the result.")] = 32,
+    targets: Annotated[str, typer.Option(metavar="LAYERS", help="Layers of the UNet, as in targets.unet.")] = "all",
+    trigger: Annotated[str, typer.Option(metavar="WORD", help="Word that stands for what was learnt.")] = "",
+) -> None:
+    """Make an adapter of the difference of two models."""
+    from studio.start import import_diffusers
+
+    import_diffusers()
+    from studio import reshaping
+
+    _print(reshaping.extract(tuned, original, rank, targets, out, trigger))
+
+
+@app.command()
+def merge(
+    adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER...", help="Adapter files or run folders.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="The diffusers folder to write.")],
+    strength: Annotated[
+        list[float] | None, typer.Option(metavar="S", help="Strength of the adapters: once, or once for each.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="BASE", help="Base; left out: the one the adapters were made on.")
+    ] = None,
+) -> None:
+    """Write a model with adapters in its weights."""
+    from studio.start import import_diffusers
+
+    import_diffusers()
+    from studio import reshaping
+
+    _print(reshaping.merge(adapters, strength or [], out, base, Console(stderr=True)))
+
+
+@app.command()
 def adapters(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
     """List the adapter methods with their papers and knobs, the starts, scales and optimizer rules."""
     from studio import info

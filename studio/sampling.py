@@ -114,15 +114,15 @@ def _warn(console: Console, text: str) -> None:
 
 def _load(request: Request) -> list[_Loaded]:
     paths = [adapter_path(given) for given in request.adapters]
-    strengths = _for_each("strength", list(request.strengths) or [1.0], len(paths))
-    parts = _for_each("part", list[str | None](request.parts) or [None], len(paths))
+    strengths = for_each("strength", list(request.strengths) or [1.0], len(paths))
+    parts = for_each("part", list[str | None](request.parts) or [None], len(paths))
     return [
         _Loaded(path, open_adapter(path), strength, part)
         for path, strength, part in zip(paths, strengths, parts, strict=True)
     ]
 
 
-def _for_each(option: str, given: list[Value], count: int) -> list[Value]:
+def for_each(option: str, given: list[Value], count: int) -> list[Value]:
     """An option given once for all adapters, or once for each."""
     values = given * count if len(given) == 1 else given
     if len(values) != count:

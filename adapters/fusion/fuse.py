@@ -101,21 +101,28 @@ def _grams_to(grams: LayerGrams, weight: Tensor) -> LayerGrams:
     return LayerGrams([gram.to(weight) for gram in grams.own], grams.neutral.to(weight))
 
 
-@torch.no_grad()
 def as_adapter(components: Mapping[str, nn.Module], changes: Changes, deltas: Mapping[str, LayerDelta]) -> AdapterSet:
-    """The fused change as a LoRA of strength 1 on all these layers, each with a rank of its own."""
+    """The fused change as one adapter on all these layers."""
     targets: dict[str, list[str]] = {}
     for concept in changes.concepts:
         for component, target in concept.adapters.targets.items():
             targets.setdefault(component, []).append(target)
     joined = {component: ", ".join(dict.fromkeys(words)) for component, words in targets.items()}
+    return lora_of(components, joined, deltas)
+
+
+@torch.no_grad()
+def lora_of(
+    components: Mapping[str, nn.Module], targets: Mapping[str, str], deltas: Mapping[str, LayerDelta]
+) -> AdapterSet:
+    """Changes as a LoRA of strength 1, not attached; `targets` names the layers of `deltas`, each with its own rank."""
     rank, overrides = _ranks(deltas)
     spec = make_spec("lora", rank=rank)
-    fused = build(components, spec, joined, seed=0, overrides=overrides, decomposer=Unread())
-    for name, adapter in fused.adapters.items():
+    made = build(components, spec, targets, seed=0, overrides=overrides, decomposer=Unread())
+    for name, adapter in made.adapters.items():
         adapter.get_parameter("up").copy_(deltas[name].up)
         adapter.get_parameter("down").copy_(deltas[name].down)
-    return fused.eval()
+    return made.eval()
 
 
 def _ranks(deltas: Mapping[str, LayerDelta]) -> tuple[int, list[LayerOverride]]:
