@@ -104,9 +104,7 @@ def train(
     ] = None,
 ) -> None:
     """Teach a base the subject in FOLDER; leaves DIR/adapter.safetensors, samples and config.yaml."""
-    from studio.start import import_diffusers
-
-    import_diffusers()
+    _start()
     from studio.training import Request, run_training
 
     flags = {
@@ -154,9 +152,7 @@ def sample(
     ] = None,
 ) -> None:
     """Draw pictures with adapters, each with its recipe inside, and a grid of all."""
-    from studio.start import import_diffusers
-
-    import_diffusers()
+    _start()
     from studio import sampling
 
     request = sampling.Request(
@@ -199,9 +195,7 @@ def fuse(
     ] = None,
 ) -> None:
     """Make one adapter of several, and report what they do to each other."""
-    from studio.start import import_diffusers
-
-    import_diffusers()
+    _start()
     from studio import fusing
 
     options = fusing.parse_options(assignments or [])
@@ -224,9 +218,7 @@ def export(
     ] = None,
 ) -> None:
     """Write an adapter as other programs read it."""
-    from studio.start import import_diffusers
-
-    import_diffusers()
+    _start()
     from studio import exporting
 
     request = exporting.Request(adapter, form, out, rank, dtype, base)
@@ -243,9 +235,7 @@ def resize(
     ] = None,
 ) -> None:
     """Make the best LoRA of a rank from an adapter of any method, and tell what is lost."""
-    from studio.start import import_diffusers
-
-    import_diffusers()
+    _start()
     from studio import reshaping
 
     _print(reshaping.resize(adapter, rank, out, base, Console(stderr=True)))
@@ -261,9 +251,7 @@ def extract(
     trigger: Annotated[str, typer.Option(metavar="WORD", help="Word that stands for what was learnt.")] = "",
 ) -> None:
     """Make an adapter of the difference of two models."""
-    from studio.start import import_diffusers
-
-    import_diffusers()
+    _start()
     from studio import reshaping
 
     _print(reshaping.extract(tuned, original, rank, targets, out, trigger))
@@ -281,9 +269,7 @@ def merge(
     ] = None,
 ) -> None:
     """Write a model with adapters in its weights."""
-    from studio.start import import_diffusers
-
-    import_diffusers()
+    _start()
     from studio import reshaping
 
     _print(reshaping.merge(adapters, strength or [], out, base, Console(stderr=True)))
@@ -318,6 +304,13 @@ def doctor() -> None:
         mark, style = marks[finding.level]
         console.print(f"[{style}]{mark}[/] ", end="")
         console.print(finding.text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _start() -> None:
+    """Before a command's own modules: what is slow to import, and only as much of it as is needed."""
+    from studio.start import import_diffusers
+
+    import_diffusers()
 
 
 def _print(lines: Any) -> None:

@@ -25,7 +25,7 @@ from studio.sampling import adapter_path, common_base, for_each
 from trainers.sdxl import Base, load_base
 
 _NO_CHANGE = 1e-6
-"""‖W_tuned − W‖/‖W‖ below which a layer was not tuned: rounding to half precision is 3e-4 of single weights, not of W."""
+"""‖W_tuned − W‖/‖W‖ below which a layer was not tuned."""
 
 
 def resize(adapter: Path, rank: int, out: Path, base_name: str | None, console: Console) -> Iterator[str]:
