@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from adapters.base import Adapter, AdapterSpec
 from adapters.errors import MismatchError, StudioError
 from adapters.layer import AdaptedLayer, Switch, adapted_layer
+from adapters.sites import Site
 
 
 class LayerOverride(BaseModel):
@@ -97,6 +98,12 @@ class AdapterSet:
         if self._switch.merged and value != self._switch.strength:
             raise StudioError("The strength of a merged adapter cannot change.", "Unmerge it first.")
         self._switch.strength = float(value)
+
+    def place(self, place: Callable[[Site, Tensor], Tensor] | None) -> None:
+        """Keeps the set's changes to a part of the picture (None: everywhere again). Not for merged sets."""
+        if self._switch.merged and place is not None:
+            raise StudioError("A merged adapter acts everywhere.", "Unmerge it first.")
+        self._switch.place = place
 
     @property
     def merged(self) -> bool:

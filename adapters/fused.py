@@ -100,7 +100,7 @@ def _update(layer: nn.Linear) -> _Update | None:
     if hook is None or type(layer) not in (nn.Linear, QuantizedLinear) or _learns(layer):
         return None
     active = [(adapter, switch) for adapter, switch in hook.entries if switch.strength != 0.0 and not switch.merged]
-    if len(active) != 1 or len(layer._forward_hooks) > 1:  # pyright: ignore[reportPrivateUsage]
+    if len(active) != 1 or active[0][1].place is not None or len(layer._forward_hooks) > 1:  # pyright: ignore[reportPrivateUsage]
         return None
     adapter, strength = active[0][0], active[0][1].strength
     low_rank = chained(adapter)

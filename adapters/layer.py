@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +21,8 @@ class Switch:
 
     strength: float = 1.0
     merged: bool = False
+    place: Callable[[Site, Tensor], Tensor] | None = None
+    """What is left of a layer's change where the set acts in a part of the picture only."""
 
 
 @dataclass(eq=False)
@@ -47,6 +50,8 @@ class AdaptedLayer:
                     "Merge all of them or none: an unmerged one would see another's output as the base's.",
                 )
             delta = adapter.delta(args[0], y_base)
+            if switch.place is not None:
+                delta = switch.place(self.site, delta)
             total = torch.add(total, delta.to(y_base.dtype), alpha=switch.strength)
         return total
 

@@ -150,6 +150,10 @@ def sample(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the pictures; left out: samples/<prompt>-<n>.")
     ] = None,
+    region: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PLACE:TEXT", help='"left half: a sks cat" or "0.5,0,1,1: a zwx car"; up to five.'),
+    ] = None,
 ) -> None:
     """Draw pictures with adapters, each with its recipe inside, and a grid of all."""
     _start()
@@ -169,6 +173,7 @@ def sample(
         scheduler=scheduler,
         base=base,
         out=out,
+        regions=region or (),
     )
     typer.echo(sampling.sample(request, Console(stderr=True)))
 

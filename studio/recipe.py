@@ -47,6 +47,7 @@ class Recipe(_Part):
     base: str
     base_hash: str
     version: str
+    regions: tuple[str, ...] = ()
 
     def as_text(self) -> str:
         """The recipe as other tools show it: prompt, negative prompt, then name: value pairs."""

@@ -21,6 +21,7 @@ from adapters.formats.open import AnyFile, attach_any, open_adapter
 from studio import __version__
 from studio.paths import next_free, slug
 from studio.recipe import AdapterUse, Recipe, save_png
+from studio.regions import drawing_regions, parse_regions, places
 from trainers.fast.sampling import fast_sampling
 from trainers.loop import pick_device, pick_dtype
 from trainers.result import ADAPTER_NAME
@@ -49,6 +50,8 @@ class Request:
     scheduler: str = "euler"
     base: str | None = None
     out: Path | None = None
+    regions: Sequence[str] = ()
+    """As `--region` takes them: a place and a prompt each."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +91,13 @@ def sample(request: Request, console: Console) -> Path:
     loaded = _load(request)
     files = [one.file for one in loaded]
     name, schedule = request.base or common_base(files), common_schedule(files)
-    for warning in prompt_warnings(request.prompts, files):
+    told = [" ".join([prompt, *request.regions]) for prompt in request.prompts]  # a region may say the trigger
+    for warning in prompt_warnings(told, files):
         _warn(console, warning)
     device = pick_device(None)
     base = load_base(name, device=device, dtype=pick_dtype("auto", device))
     base.set_schedule(*schedule)
+    regions = parse_regions(request.regions)
     out = request.out or next_free(PICTURES, slug(request.prompts[0]))
     sets: list[AdapterSet] = []
     with ExitStack() as stack:
@@ -104,7 +109,12 @@ def sample(request: Request, console: Console) -> Path:
             sets.append(attached)
             if attached.warning:
                 _warn(console, f"{one.path}: {attached.warning}")
-        stack.enter_context(fast_sampling(base.unet, sets))
+        if regions:
+            placed = places(regions, files, sets)
+            size = request.size or (base.native_resolution, base.native_resolution)
+            stack.enter_context(drawing_regions(base, regions, placed, size, request.guidance > 1))
+        else:
+            stack.enter_context(fast_sampling(base.unet, sets))
         return _draw(request, base, recipes(request, base, [one.use() for one in loaded]), out, console)
 
 
@@ -186,6 +196,7 @@ def recipes(request: Request, base: Base, uses: Sequence[AdapterUse]) -> list[Re
             base=base.name,
             base_hash=base.hash,
             version=__version__,
+            regions=tuple(request.regions),
         )
         for prompt in request.prompts
         for number in range(request.count)

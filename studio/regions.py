@@ -1,0 +1,77 @@
+"""Regions of `studio sample --region`: which adapter belongs to which, and drawing by them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from adapters.adapter_set import AdapterSet
+from adapters.errors import UserInputError
+from adapters.formats.open import AnyFile
+from trainers.regions import LARGEST, Region, Regional, parse_region, region_masks, regional_sampling
+from trainers.sdxl import Base
+
+SHARED = 0.2
+"""How much the whole picture's prompt says within a region."""
+Placed = Sequence[tuple[AdapterSet, int]]
+
+
+def parse_regions(texts: Sequence[str]) -> list[Region]:
+    """Every region. Raises UserInputError for more than trainers.regions.LARGEST, or one that makes no sense."""
+    if len(texts) > LARGEST:
+        raise UserInputError(f"{len(texts)} regions are more than {LARGEST}.", "Leave some out.")
+    return [parse_region(text) for text in texts]
+
+
+def places(regions: Sequence[Region], files: Sequence[AnyFile], sets: Sequence[AdapterSet]) -> Placed:
+    """Adapter sets with the number of their region: where its prompt says their trigger, else in order.
+
+    A fused adapter, and one that no region speaks of, acts everywhere. Raises UserInputError where several do.
+    """
+    placed: list[tuple[AdapterSet, int]] = []
+    for number, (file, adapters) in enumerate(zip(files, sets, strict=True)):
+        trigger, fused = file.card.trigger, bool(file.card.concepts)
+        said = [n for n, region in enumerate(regions) if trigger and _says(region.prompt, trigger)]
+        if len(said) > 1:
+            raise UserInputError(f"Several regions say {trigger}.", "Say each subject in one region.")
+        if said:
+            placed.append((adapters, said[0]))
+        elif not trigger and not fused and len(sets) == len(regions):
+            placed.append((adapters, number))
+    return placed
+
+
+def _says(prompt: str, trigger: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", prompt, re.IGNORECASE) is not None
+
+
+@contextmanager
+def drawing_regions(
+    base: Base, regions: Sequence[Region], placed: Placed, size: tuple[int, int], guided: bool
+) -> Generator[None]:
+    """Within, the base draws by regions (trainers.regions); `size` is width, height in pixels."""
+    contexts: list[torch.Tensor] = []
+    for number, region in enumerate(regions):
+        with _alone(placed, number):
+            contexts.append(base.encode_texts([region.prompt]).context)
+    width, height = (side // base.scale_factor for side in size)
+    masks = region_masks(regions, height, width).to(base.device)
+    regional = Regional(masks, torch.cat(contexts), SHARED, guided)
+    with regional_sampling(base.unet, regional, placed):
+        yield
+
+
+@contextmanager
+def _alone(placed: Placed, region: int) -> Generator[None]:
+    """Only a region's own adapters read its prompt."""
+    others = [(adapters, adapters.strength) for adapters, number in placed if number != region]
+    for adapters, _ in others:
+        adapters.strength = 0.0
+    try:
+        yield
+    finally:
+        for adapters, strength in others:
+            adapters.strength = strength

@@ -1,0 +1,185 @@
+"""Several subjects in one picture, each where it was asked for: prompts and adapters that act in a region only.
+
+Cross-attention looks at every region's own prompt and each token takes what its region saw; an adapter's change is
+added at the tokens and pixels of its region, and to the keys and values of its own prompt. The UNet runs once for all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from adapters.adapter_set import AdapterSet
+from adapters.errors import UserInputError
+from adapters.sites import Site
+
+LARGEST = 5
+"""Subjects in one picture."""
+_NAMED = {
+    "left half": (0.0, 0.0, 0.5, 1.0),
+    "right half": (0.5, 0.0, 1.0, 1.0),
+    "top half": (0.0, 0.0, 1.0, 0.5),
+    "bottom half": (0.0, 0.5, 1.0, 1.0),
+    "left third": (0.0, 0.0, 1 / 3, 1.0),
+    "middle third": (1 / 3, 0.0, 2 / 3, 1.0),
+    "right third": (2 / 3, 0.0, 1.0, 1.0),
+    "everywhere": (0.0, 0.0, 1.0, 1.0),
+}
+_CONTEXT_LAYER = re.compile(r"\.attn2\.to_[kv]$")
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of the picture and what is in it."""
+
+    box: tuple[float, float, float, float]
+    """Left, top, right, bottom, as parts of the picture's sides."""
+    prompt: str
+
+
+def parse_region(text: str) -> Region:
+    """ "left half: a sks cat", "0.5,0,1,1: a zwx car". Raises UserInputError."""
+    place, colon, prompt = text.partition(":")
+    known = ", ".join(_NAMED)
+    fix = f'Write it like "left half: a sks cat" ({known}) or "0.5,0,1,1: a sks cat" (left, top, right, bottom).'
+    if not colon or not prompt.strip():
+        raise UserInputError(f'The region "{text}" lacks a place or a prompt.', fix)
+    if (named := _NAMED.get(place.strip().lower())) is not None:
+        return Region(named, prompt.strip())
+    try:
+        left, top, right, bottom = (float(part) for part in place.split(","))
+    except ValueError as error:
+        raise UserInputError(f'"{place.strip()}" is no place in a picture.', fix) from error
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        raise UserInputError(
+            f'The region "{place.strip()}" is not within 0 to 1, from left to right and top to bottom.', fix
+        )
+    return Region((left, top, right, bottom), prompt.strip())
+
+
+def region_masks(regions: Sequence[Region], height: int, width: int) -> Float[Tensor, "n h w"]:
+    """How much of each latent pixel a region has; where regions overlap they share it."""
+    rows, columns = torch.arange(height + 1) / height, torch.arange(width + 1) / width
+    masks = torch.stack(
+        [
+            _covered(rows, top, bottom)[:, None] * _covered(columns, left, right)[None]
+            for left, top, right, bottom in (region.box for region in regions)
+        ]
+    )
+    return masks / masks.sum(0).clamp_min(1)
+
+
+def _covered(edges: Float[Tensor, " n1"], start: float, end: float) -> Float[Tensor, " n"]:
+    """The part of each cell between two neighbouring edges that lies within start…end."""
+    inside = torch.minimum(edges[1:], torch.tensor(end)) - torch.maximum(edges[:-1], torch.tensor(start))
+    return (inside / (edges[1:] - edges[:-1])).clamp(0, 1)
+
+
+@dataclass
+class Regional:
+    """One picture's regions while it is drawn.
+
+    Args:
+        masks: at the latents' size.
+        contexts: each region's prompt as the UNet reads it.
+        shared: how much the whole picture's prompt says within regions.
+        guided: whether the first half of a batch is without prompt (classifier-free guidance).
+    """
+
+    masks: Float[Tensor, "n h w"]
+    contexts: Float[Tensor, "n l d"]
+    shared: float
+    guided: bool
+    now: int | None = None
+    """Whose prompt keys and values are being computed of; None: the whole picture's."""
+    _sizes: dict[tuple[int, int], Tensor] = field(default_factory=dict[tuple[int, int], Tensor])
+
+    def at(self, height: int, width: int) -> Float[Tensor, "n h w"]:
+        """The masks at another size."""
+        if (height, width) not in self._sizes:
+            self._sizes[height, width] = F.adaptive_avg_pool2d(self.masks, (height, width))
+        return self._sizes[height, width]
+
+    def tokens(self, count: int) -> Float[Tensor, "n t"]:
+        """The masks of a picture's tokens, however many there are of them."""
+        height, width = self.masks.shape[1:]
+        smaller = round((height * width / count) ** 0.5)
+        return self.at(height // smaller, width // smaller).flatten(1)
+
+
+@dataclass(frozen=True)
+class Within:
+    """An adapter set's place (adapters.layer.Switch): its change in one region."""
+
+    regional: Regional
+    region: int
+
+    def __call__(self, site: Site, delta: Tensor) -> Tensor:
+        regional = self.regional
+        if not site.name.startswith("unet."):
+            return delta
+        if _CONTEXT_LAYER.search(site.name):
+            return delta if regional.now == self.region else torch.zeros_like(delta)
+        if delta.ndim == 4:
+            return delta * regional.at(*delta.shape[2:])[self.region].to(delta.dtype)
+        if delta.ndim == 3:
+            return delta * regional.tokens(delta.shape[1])[self.region][:, None].to(delta.dtype)
+        return delta * regional.masks[self.region].mean().to(delta.dtype)  # time: no place, so its share
+
+
+class RegionalAttention:
+    """A cross-attention in which each token takes what it sees of its region's prompt."""
+
+    def __init__(self, regional: Regional) -> None:
+        self.regional = regional
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *_: Any, **__: Any
+    ) -> Tensor:
+        regional, context = self.regional, encoder_hidden_states
+        assert context is not None
+        q = attn.to_q(hidden_states)
+        mixed = _attend(attn, q, context)
+        start = len(q) // 2 if regional.guided else 0
+        masks = regional.tokens(q.shape[1]).to(q.dtype)[:, None, :, None]
+        told = mixed[start:] * (1 - (1 - regional.shared) * masks.sum(0))
+        for number, own in enumerate(regional.contexts.to(q.dtype)):
+            regional.now = number
+            seen = _attend(attn, q[start:], own.expand(len(q) - start, -1, -1))
+            told = told + (1 - regional.shared) * masks[number] * seen
+        regional.now = None
+        return attn.to_out[1](attn.to_out[0](torch.cat([mixed[:start], told])))
+
+
+def _attend(attn: Any, q: Tensor, context: Tensor) -> Tensor:
+    k, v = attn.to_k(context), attn.to_v(context)
+    q, k, v = (part.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+@contextmanager
+def regional_sampling(unet: nn.Module, regional: Regional, owners: Sequence[tuple[AdapterSet, int]]) -> Generator[None]:
+    """Within, the UNet draws by regions; `owners` are adapter sets and their regions, others act everywhere."""
+    replaced: list[tuple[Any, Any]] = []
+    for name, module in unet.named_modules():
+        if isinstance(module, Attention) and name.endswith("attn2"):
+            replaced.append((module, module.processor))
+            module.set_processor(RegionalAttention(regional))  # pyright: ignore[reportArgumentType]
+    for adapters, region in owners:
+        adapters.place(Within(regional, region))
+    try:
+        yield
+    finally:
+        for module, processor in replaced:
+            module.set_processor(processor)
+        for adapters, _ in owners:
+            adapters.place(None)
