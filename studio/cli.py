@@ -215,7 +215,7 @@ def fuse(
 def export(
     adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="An adapter file or a run's folder.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write, ending in .safetensors.")],
-    form: Annotated[str, typer.Option("--format", metavar="NAME", help="kohya or diffusers.")] = "kohya",
+    form: Annotated[str, typer.Option("--format", metavar="NAME", help="kohya, diffusers or lokr.")] = "kohya",
     rank: Annotated[int, typer.Option(metavar="N", min=1, help="Rank for methods that have no exact LoRA form.")] = 64,
     dtype: Annotated[str, typer.Option(metavar="TYPE", help="fp16, bf16 or fp32.")] = "fp16",
     base: Annotated[
