@@ -14,7 +14,9 @@ from adapters.adapter_set import LayerOverride
 from adapters.anchors import INITIALISATIONS, Initialisation
 from adapters.base import Adapter
 from adapters.errors import MissingError
-from adapters.files import AdapterHeader, load_adapter
+from adapters.files import AdapterCard, AdapterHeader
+from adapters.formats.foreign import ForeignFile, kinds_in
+from adapters.formats.open import open_adapter
 from adapters.registry import REGISTRY
 from studio.progress import size
 from studio.recipe import read_recipes
@@ -22,6 +24,7 @@ from studio.sampling import adapter_path
 from studio.schema import describe
 from trainers.rules import NONE, RULES, Rule
 
+_TOLD_APART = ("thumbnail", "concepts")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -32,7 +35,10 @@ def describe_file(given: Path) -> Iterator[str]:
         raise MissingError(f"There is no file {path}.", "Check the path.")
     with path.open("rb") as file:
         is_picture = file.read(len(PNG_SIGNATURE)) == PNG_SIGNATURE
-    return _describe_picture(path) if is_picture else _describe_adapter(path)
+    if is_picture:
+        return _describe_picture(path)
+    file = open_adapter(path)
+    return _describe_foreign(path, file) if isinstance(file, ForeignFile) else _describe_adapter(path, file.header)
 
 
 def _describe_picture(path: Path) -> Iterator[str]:
@@ -46,8 +52,15 @@ def _describe_picture(path: Path) -> Iterator[str]:
         yield f"  base {recipe.base} (hash {recipe.base_hash})"
 
 
-def _describe_adapter(path: Path) -> Iterator[str]:
-    header = load_adapter(path).header
+def _describe_foreign(path: Path, file: ForeignFile) -> Iterator[str]:
+    numbers = sum(tensor.numel() for tensor in file.tensors.values())
+    kinds = ", ".join(f"{count} {kind}" for kind, count in kinds_in(file).items())
+    yield f"{path}: another program's adapter, {numbers:,} numbers, {size(path.stat().st_size)}"
+    yield f"  layers: {kinds}"
+    yield from (f"  {name.replace('_', ' ')}: {_value(value)}" for name, value in _card(file.card).items())
+
+
+def _describe_adapter(path: Path, header: AdapterHeader) -> Iterator[str]:
     method = REGISTRY[header.spec.method]
     numbers = sum(math.prod(shape) for shape in header.shapes.values())
     yield f"{path}: {method.title}, {numbers:,} numbers in {len(header.shapes)} tensors, {size(path.stat().st_size)}"
@@ -55,7 +68,8 @@ def _describe_adapter(path: Path) -> Iterator[str]:
     yield f"  knobs: {knobs}"
     yield "  learnt layers: " + "; ".join(f"{part}: {target}" for part, target in header.targets.items())
     yield from (f"  but {_override(override)}" for override in header.overrides)
-    yield from (f"  {name.replace('_', ' ')}: {_value(value)}" for name, value in _card(header).items())
+    yield from (f"  {name.replace('_', ' ')}: {_value(value)}" for name, value in _card(header.card).items())
+    yield from (f"  made of: {one.trigger} {one.class_word} × {one.weight:g}" for one in header.card.concepts)
     yield from (f"  warning: {text}" for text in card_warnings(header))
 
 
@@ -69,8 +83,8 @@ def _knobs(spec: BaseModel) -> dict[str, Any]:
     return {name: value for name, value in spec.model_dump().items() if name != "method"}
 
 
-def _card(header: AdapterHeader) -> dict[str, Any]:
-    return {name: value for name, value in header.card.model_dump().items() if value and name != "thumbnail"}
+def _card(card: AdapterCard) -> dict[str, Any]:
+    return {name: value for name, value in card.model_dump().items() if value and name not in _TOLD_APART}
 
 
 def _value(value: Any) -> str:

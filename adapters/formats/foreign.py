@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adapters.adapter_set import LayerOverride
 from adapters.errors import FileFormatError, MismatchError
 from adapters.files import AdapterCard, AdapterFile, AdapterHeader
-from adapters.formats.layers import SUFFIXES, Told, layer_of
+from adapters.formats.layers import SUFFIXES, Told, kind_of, layer_of
 from adapters.formats.names import known_stems, layers_of
 from adapters.layer import master
 from adapters.registry import make_spec
@@ -56,6 +56,15 @@ def read_foreign(path: str | os.PathLike[str]) -> ForeignFile:
     if not any(_split(name) is not None for name in shapes):
         raise FileFormatError(f"{path} holds no adapter that is known here.", _FIX)
     return ForeignFile(str(path), read_safe_tensors(path), _card(metadata))
+
+
+def kinds_in(file: ForeignFile) -> Counter[str]:
+    """How many layers of which kind a file has."""
+    parts: dict[str, set[str]] = {}
+    for name in file.tensors:
+        if (split := _split(name)) is not None:
+            parts.setdefault(split[0], set()).add(split[1])
+    return Counter(kind_of(found) for found in parts.values())
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,6 +34,14 @@ SUFFIXES = {
     ".diff": "diff",
 }
 """How tensors' names end, and what they are: one list for all programs."""
+
+
+def kind_of(parts: Set[str]) -> str:
+    """What people call a layer with these tensors."""
+    if "dora_scale" in parts:
+        return "DoRA"
+    kinds = {"down": "LoRA", "hada_w1_a": "LoHa", "w1": "LoKr", "w1_a": "LoKr", "diff": "whole difference"}
+    return next((kind for part, kind in kinds.items() if part in parts), "unknown")
 
 
 @dataclass(frozen=True)

@@ -357,6 +357,14 @@ def latents(pipe: StableDiffusionXLPipeline) -> Tensor:
         )[0]  # fmt: skip
 
 
+def test_info_tells_what_is_in_another_program_s_file(components: Components, tmp_path: Path):
+    path = tmp_path / "out.safetensors"
+    export(path, trained(components, rank=4), components, AdapterCard(trigger="sks"), find_format("kohya"))
+    result = CliRunner().invoke(app, ["info", str(path)])
+    assert result.exit_code == 0
+    assert "another program's adapter" in result.output and "2 LoRA" in result.output and "sks" in result.output
+
+
 def test_the_command_exports_and_says_who_loads_it(components: Components, base: Base, tmp_path: Path):
     card = AdapterCard(base=BASE, base_hash=base.hash, trigger="sks")
     save_adapter(tmp_path / "a.safetensors", trained(components, rank=4), card)
