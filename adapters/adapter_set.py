@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,20 @@ class LayerOverride(BaseModel):
     layers: str = Field(description="which of the layers that learn: groups and patterns, as in targets")
     adapter: dict[str, Any] = Field(default_factory=dict, description="knobs of the method that differ here")
     learning_rate: float | None = Field(default=None, gt=0, description="learning rate of these layers")
+
+
+def ranks_told(ranks: Mapping[str, int]) -> tuple[int, list[LayerOverride]]:
+    """The rank of most layers, and overrides for the others. `ranks` is by layers' names, "unet.down_blocks.…"."""
+    usual = Counter(ranks.values()).most_common(1)[0][0]
+    others: dict[tuple[str, int], list[str]] = {}
+    for name, rank in ranks.items():
+        if rank != usual:
+            component, path = name.split(".", 1)
+            others.setdefault((component, rank), []).append(path)
+    return usual, [
+        LayerOverride(component=component, layers=", ".join(paths), adapter={"rank": rank})
+        for (component, rank), paths in others.items()
+    ]
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping
 
 from pydantic import ValidationError
@@ -12,10 +10,10 @@ from adapters import inits, methods
 from adapters.base import REGISTRY, Adapter, AdapterSpec
 from adapters.errors import UnknownNameError, UserInputError
 from adapters.magnitude import magnitude_over
+from adapters.plugins import import_modules
 
 for _package in (methods, inits):
-    for _module in pkgutil.iter_modules(_package.__path__, f"{_package.__name__}."):
-        importlib.import_module(_module.name)
+    import_modules(_package)
 
 
 def adapter_type(method: str) -> type[Adapter]:

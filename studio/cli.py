@@ -160,21 +160,10 @@ def sample(
     from studio import sampling
 
     request = sampling.Request(
-        adapters=adapters or [],
-        prompts=prompt,
-        strengths=strength or [1.0],
-        parts=part or (),
-        count=count,
-        seed=seed,
-        size=None if size is None else sampling.parse_size(size),
-        negative=negative,
-        steps=steps,
-        guidance=guidance,
-        scheduler=scheduler,
-        base=base,
-        out=out,
-        regions=region or (),
-    )
+        adapters or [], prompt, strength or [1.0], part or (), count=count, seed=seed,
+        size=None if size is None else sampling.parse_size(size), negative=negative, steps=steps, guidance=guidance,
+        scheduler=scheduler, base=base, out=out, regions=region or (),
+    )  # fmt: skip
     typer.echo(sampling.sample(request, Console(stderr=True)))
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from adapters.errors import UserInputError
 from adapters.formats.export import Exported, Format, export, find_format
 from adapters.formats.open import attach_any, open_adapter
-from studio.sampling import adapter_path, common_base
+from studio.sampling import adapter_path, common_base, warn
 from trainers.sdxl import load_base
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -42,7 +42,7 @@ def export_adapter(request: Request, console: Console) -> Iterator[str]:
     adapters = attach_any(base.components, file, base.hash, rank=request.rank)
     adapters.detach()
     if adapters.warning:
-        console.print(f"Warning: {adapters.warning}", style="yellow", markup=False, soft_wrap=True)
+        warn(console, adapters.warning)
     dtype = DTYPES[request.dtype]
     done = export(request.out, adapters, base.components, file.card, form, rank=request.rank, dtype=dtype)
     yield from _told(request, form, done)

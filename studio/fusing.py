@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -22,10 +21,11 @@ from adapters.fusion.way import FusionOptions, LayerGrams, find_way
 from studio import __version__
 from studio.config import set_layer
 from studio.heat_map import heat_map
-from studio.sampling import adapter_path, common_base, common_schedule
+from studio.sampling import adapter_path, common_base, common_schedule, warn
 from trainers.activations import gather
 from trainers.events import Progress
 from trainers.loop import pick_device, pick_dtype
+from trainers.result import timestamp
 from trainers.sdxl import Base, load_base
 
 _OWN = ("a photo of a {}", "a {}", "a {} on a red background", "a {} next to a house")
@@ -148,7 +148,7 @@ def _concepts(base: Base, files: Sequence[AnyFile], weights: Sequence[float], co
         adapters = attach_any(base.components, file, base.hash)
         adapters.detach()
         if adapters.warning:
-            console.print(f"Warning: {name}: {adapters.warning}", style="yellow", markup=False, soft_wrap=True)
+            warn(console, f"{name}: {adapters.warning}")
         adapters.to(base.device)
         found.append(Concept(f"{name} ({len(found) + 1})" if name in taken else name, adapters, weight))
     return found
@@ -186,7 +186,7 @@ def _card(how: str, paths: Sequence[Path], files: Sequence[AnyFile], weights: Se
             "class_word": ", ".join(dict.fromkeys(one.class_word for one in concepts if one.class_word)),
             "steps": 0,
             "config_hash": "",
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "created": timestamp(),
             "studio_version": __version__,
             "thumbnail": "",
             "fused_by": how,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 from PIL import Image, ImageDraw
 
-from adapters.fusion.report import FusionReport, PairReport
+from adapters.fusion.report import FusionReport, PairReport, root_mean_square
 
 _CELL, _ROW, _LABEL, _TOP, _EDGE = 110, 22, 210, 64, 12
 _LIGHT, _DARK = (247, 244, 236), (160, 30, 40)
@@ -49,8 +48,7 @@ def _blocks(report: FusionReport) -> dict[str, dict[tuple[str, str], float]]:
         for pair in layer.pairs:
             gathered.setdefault(_block(layer.layer), {}).setdefault((pair.first, pair.second), []).append(_value(pair))
     return {
-        block: {pair: math.sqrt(sum(v * v for v in values) / len(values)) for pair, values in pairs.items()}
-        for block, pairs in gathered.items()
+        block: {pair: root_mean_square(values) for pair, values in pairs.items()} for block, pairs in gathered.items()
     }
 
 

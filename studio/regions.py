@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
@@ -11,6 +10,7 @@ import torch
 from adapters.adapter_set import AdapterSet
 from adapters.errors import UserInputError
 from adapters.formats.open import AnyFile
+from trainers.captions import has_word
 from trainers.regions import LARGEST, Region, Regional, parse_region, region_masks, regional_sampling
 from trainers.sdxl import Base
 
@@ -34,7 +34,7 @@ def places(regions: Sequence[Region], files: Sequence[AnyFile], sets: Sequence[A
     placed: list[tuple[AdapterSet, int]] = []
     for number, (file, adapters) in enumerate(zip(files, sets, strict=True)):
         trigger, fused = file.card.trigger, bool(file.card.concepts)
-        said = [n for n, region in enumerate(regions) if trigger and _says(region.prompt, trigger)]
+        said = [n for n, region in enumerate(regions) if trigger and has_word(region.prompt, trigger)]
         if len(said) > 1:
             raise UserInputError(f"Several regions say {trigger}.", "Say each subject in one region.")
         if said:
@@ -42,10 +42,6 @@ def places(regions: Sequence[Region], files: Sequence[AnyFile], sets: Sequence[A
         elif not trigger and not fused and len(sets) == len(regions):
             placed.append((adapters, number))
     return placed
-
-
-def _says(prompt: str, trigger: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", prompt, re.IGNORECASE) is not None
 
 
 @contextmanager

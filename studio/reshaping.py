@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -18,10 +16,12 @@ from adapters.files import AdapterCard, save_adapter
 from adapters.formats.open import AnyFile, attach_any, open_adapter
 from adapters.fusion.deltas import LayerDelta, compress, delta_of, truncated
 from adapters.fusion.fuse import lora_of
+from adapters.fusion.report import root_mean_square
 from adapters.layer import master
 from adapters.targets import select_sites
 from studio import __version__
-from studio.sampling import adapter_path, common_base, for_each
+from studio.sampling import adapter_path, common_base, for_each, warn
+from trainers.result import timestamp
 from trainers.sdxl import Base, load_base
 
 _NO_CHANGE = 1e-6
@@ -38,7 +38,7 @@ def resize(adapter: Path, rank: int, out: Path, base_name: str | None, console: 
     for name, one in adapters.adapters.items():
         delta = delta_of(one, master(one.site.weight), rank)
         deltas[name] = truncated(one.site, delta, rank) if delta.rank > rank else delta
-    card = file.card.model_copy(update={"created": _now(), "studio_version": __version__})
+    card = file.card.model_copy(update={"created": timestamp(), "studio_version": __version__})
     save_adapter(out, lora_of(base.components, adapters.targets, deltas), card)
     yield f"{out}: rank {rank}, {_loss(deltas)}"
 
@@ -62,7 +62,7 @@ def extract(tuned: str, original: str, rank: int, targets: str, out: Path, trigg
         )
     paths = ", ".join(name.split(".", 1)[1] for name in deltas)
     card = AdapterCard(
-        base=original, base_hash=base.hash, trigger=trigger, created=_now(), studio_version=__version__,
+        base=original, base_hash=base.hash, trigger=trigger, created=timestamp(), studio_version=__version__,
         resolution=base.native_resolution, prediction_type=other.prediction_type,
     )  # fmt: skip
     save_adapter(out, lora_of({"unet": base.unet}, {"unet": paths}, deltas), card)
@@ -94,19 +94,15 @@ def merge(
 def _attached(base: Base, file: AnyFile, console: Console) -> AdapterSet:
     adapters = attach_any(base.components, file, base.hash)
     if adapters.warning:
-        console.print(f"Warning: {adapters.warning}", style="yellow", markup=False, soft_wrap=True)
+        warn(console, adapters.warning)
     return adapters
 
 
 def _loss(deltas: dict[str, LayerDelta]) -> str:
     errors = [delta.error for delta in deltas.values()]
-    mean = math.sqrt(sum(error * error for error in errors) / len(errors))
+    mean = root_mean_square(errors)
     return (
         "nothing is lost"
         if max(errors) < _NO_CHANGE
         else f"{mean:.1%} of the change is left out ({max(errors):.1%} at most)"
     )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -22,6 +22,7 @@ from studio import __version__
 from studio.paths import next_free, slug
 from studio.recipe import AdapterUse, Recipe, save_png
 from studio.regions import drawing_regions, parse_regions, places
+from trainers.captions import has_word
 from trainers.fast.sampling import fast_sampling
 from trainers.loop import pick_device, pick_dtype
 from trainers.result import ADAPTER_NAME
@@ -93,7 +94,7 @@ def sample(request: Request, console: Console) -> Path:
     name, schedule = request.base or common_base(files), common_schedule(files)
     told = [" ".join([prompt, *request.regions]) for prompt in request.prompts]  # a region may say the trigger
     for warning in prompt_warnings(told, files):
-        _warn(console, warning)
+        warn(console, warning)
     device = pick_device(None)
     base = load_base(name, device=device, dtype=pick_dtype("auto", device))
     base.set_schedule(*schedule)
@@ -108,7 +109,7 @@ def sample(request: Request, console: Console) -> Path:
             attached.strength = one.strength
             sets.append(attached)
             if attached.warning:
-                _warn(console, f"{one.path}: {attached.warning}")
+                warn(console, f"{one.path}: {attached.warning}")
         if regions:
             placed = places(regions, files, sets)
             size = request.size or (base.native_resolution, base.native_resolution)
@@ -118,7 +119,8 @@ def sample(request: Request, console: Console) -> Path:
         return _draw(request, base, recipes(request, base, [one.use() for one in loaded]), out, console)
 
 
-def _warn(console: Console, text: str) -> None:
+def warn(console: Console, text: str) -> None:
+    """A line that the user may want to act on."""
     console.print(f"Warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -171,13 +173,9 @@ def prompt_warnings(prompts: Sequence[str], files: Sequence[AnyFile]) -> Iterato
         subjects = [(one.trigger, one.class_word) for one in file.card.concepts]
         subjects = [(t, c) for t, c in subjects or [(file.card.trigger, file.card.class_word)] if t]
         for prompt in prompts:
-            if subjects and not any(_says(prompt, trigger) for trigger, _ in subjects):
+            if subjects and not any(has_word(prompt, trigger) for trigger, _ in subjects):
                 phrase = '" or "'.join(f"{trigger} {word}".strip() for trigger, word in subjects)
                 yield f'The prompt "{prompt}" lacks the trigger "{subjects[0][0]}"; say "{phrase}" for the subject.'
-
-
-def _says(prompt: str, trigger: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", prompt, re.IGNORECASE) is not None
 
 
 def recipes(request: Request, base: Base, uses: Sequence[AdapterUse]) -> list[Recipe]:

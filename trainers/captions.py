@@ -83,15 +83,16 @@ def _read_text(path: Path) -> str:
         raise UserInputError(f"The caption {path} cannot be read: {error.strerror}.", "Check the file.") from error
 
 
-def _has_word(text: str, word: str) -> re.Match[str] | None:
+def has_word(text: str, word: str) -> re.Match[str] | None:
+    """Where a text says a word as a whole, in either case."""
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE)
 
 
 def _with_trigger(text: str, config: CaptionConfig) -> str:
     """`text`, with the trigger put before the class word, or at the front, unless it is already there."""
-    if _has_word(text, config.trigger):
+    if has_word(text, config.trigger):
         return text
-    place = _has_word(text, config.class_word) if config.class_word else None
+    place = has_word(text, config.class_word) if config.class_word else None
     if place is None:
         return f"{config.trigger}, {text}"
     return f"{text[: place.start()]}{config.trigger} {text[place.start() :]}"
@@ -117,7 +118,7 @@ def caption_of(picture: Picture, config: CaptionConfig) -> str:
 def caption_warnings(pictures: Sequence[Picture], config: CaptionConfig) -> list[str]:
     """Sentences on captions that may not be as meant: the trigger added, or files for some pictures only."""
     own = {picture.path.name: _own_caption(picture, config) for picture in pictures}
-    added = [name for name, text in own.items() if text is not None and not _has_word(text, config.trigger)]
+    added = [name for name, text in own.items() if text is not None and not has_word(text, config.trigger)]
     without = [name for name, text in own.items() if text is None]
     warnings: list[str] = []
     if added:
@@ -152,7 +153,7 @@ def _vary(tags: list[str], config: CaptionConfig, seed_text: str) -> list[str]:
         rest = [
             (index, tag)
             for index, tag in rest
-            if _has_word(tag, config.trigger) or derive_seed(seed_text, "drop", index) >= bound
+            if has_word(tag, config.trigger) or derive_seed(seed_text, "drop", index) >= bound
         ]
     if config.shuffle_tags:
         rest.sort(key=lambda entry: derive_seed(seed_text, "order", entry[0]))

@@ -22,6 +22,11 @@ def product_version() -> str:
         return "0"
 
 
+def timestamp() -> str:
+    """The time now, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def save_result(
     out: Path,
     step: int,
@@ -40,7 +45,7 @@ def save_result(
         resolution=config.data.resolution or base.native_resolution,
         prediction_type=base.prediction_type,
         zero_terminal_snr=config.objective.zero_terminal_snr,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=timestamp(),
         studio_version=product_version(),
     )
     path = out / ADAPTER_NAME

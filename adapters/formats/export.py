@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import os
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from adapters.errors import UnknownNameError, UserInputError
 from adapters.files import AdapterCard
 from adapters.fusion.deltas import LayerDelta, delta_of
 from adapters.layer import master
+from adapters.plugins import import_modules
 from adapters.safe import refuse_nonfinite
 from adapters.sites import Site
 
@@ -98,8 +97,7 @@ def find_format(name: str) -> Format:
     """The format called `name`. Raises UnknownNameError with the nearest."""
     from adapters.formats import writers
 
-    for module in pkgutil.iter_modules(writers.__path__, f"{writers.__name__}."):
-        importlib.import_module(module.name)
+    import_modules(writers)
     if name not in FORMATS:
         raise UnknownNameError("format", name, list(FORMATS))
     return FORMATS[name]()

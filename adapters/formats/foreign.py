@@ -11,15 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adapters.adapter_set import LayerOverride
+from adapters.adapter_set import ranks_told
 from adapters.errors import FileFormatError, MismatchError
 from adapters.files import AdapterCard, AdapterFile, AdapterHeader
-from adapters.formats.layers import SUFFIXES, Told, kind_of, layer_of
-from adapters.formats.names import known_stems, layers_of
+from adapters.formats.layers import SUFFIXES, Told, kind_of, layer_of, per_input
+from adapters.formats.names import known_sites
 from adapters.layer import master
 from adapters.registry import make_spec
 from adapters.safe import read_safe_header, read_safe_tensors
-from adapters.sites import Site, site_of
 
 _FIX = "Choose a LoRA, DoRA, LoKr or LoHa file for SDXL (.safetensors)."
 
@@ -60,11 +59,7 @@ def read_foreign(path: str | os.PathLike[str]) -> ForeignFile:
 
 def kinds_in(file: ForeignFile) -> Counter[str]:
     """How many layers of which kind a file has."""
-    parts: dict[str, set[str]] = {}
-    for name in file.tensors:
-        if (split := _split(name)) is not None:
-            parts.setdefault(split[0], set()).add(split[1])
-    return Counter(kind_of(found) for found in parts.values())
+    return Counter(kind_of(found.keys()) for found in _by_stem(file).values())
 
 
 @torch.no_grad()
@@ -79,32 +74,31 @@ def convert(foreign: ForeignFile, components: Mapping[str, nn.Module], rank: int
         MismatchError: no layer of the file is one of this base, or shapes do not fit.
         FileFormatError: a layer's tensors make no sense together.
     """
-    stems = known_stems(components)
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in foreign.tensors.items():
-        if (split := _split(name)) is not None:
-            parts.setdefault(split[0], {})[split[1]] = tensor
-    modules = {component: layers_of(model) for component, model in components.items()}
-    sites: dict[str, Site] = {}
-    for stem in parts:
-        if stem in stems:
-            component, path = stems[stem].split(".", 1)
-            sites[stem] = site_of(stems[stem], modules[component][path])
+    known, parts = known_sites(components), _by_stem(foreign)
+    sites = {stem: known[stem] for stem in parts if stem in known}
     left_out = tuple(sorted(set(parts) - set(sites)))
     if not sites:
         raise MismatchError(
             f"None of the {len(parts)} layers in {foreign.path} is one of this base (such as {left_out[0]}).",
             "It was made for another kind of model (SD 1.5?); choose one for SDXL.",
         )
-    keep_magnitude = all("dora_scale" in found for found in parts.values())
+    keep_magnitude = all("dora_scale" in found for found in parts.values()) and not any(
+        per_input(site, parts[stem]["dora_scale"]) for stem, site in sites.items()
+    )
     told = {
         site.name: layer_of(site, master(site.weight), parts[stem], rank, keep_magnitude)
         for stem, site in sites.items()
     }
-    keep_magnitude = keep_magnitude and all(layer.magnitude is not None for layer in told.values())
-    if not keep_magnitude:
-        told = {s.name: layer_of(s, master(s.weight), parts[stem], rank, False) for stem, s in sites.items()}
     return Converted(_as_ours(told, foreign.card), max(layer.error for layer in told.values()), left_out)
+
+
+def _by_stem(file: ForeignFile) -> dict[str, dict[str, Tensor]]:
+    """Stem → part → tensor."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in file.tensors.items():
+        if (split := _split(name)) is not None:
+            parts.setdefault(split[0], {})[split[1]] = tensor
+    return parts
 
 
 def _split(name: str) -> tuple[str, str] | None:
@@ -140,29 +134,21 @@ def _most_frequent_tag(text: str) -> str:
 
 def _as_ours(told: Mapping[str, Told], card: AdapterCard) -> AdapterFile:
     magnitude = next(iter(told.values())).magnitude is not None
-    ranks = Counter(len(layer.down) for layer in told.values())
-    usual = ranks.most_common(1)[0][0]
+    rank, overrides = ranks_told({name: len(layer.down) for name, layer in told.items()})
     targets: dict[str, list[str]] = {}
-    others: dict[tuple[str, int], list[str]] = {}
     tensors: dict[str, Tensor] = {}
     prefix = "inner." if magnitude else ""
     for name, layer in told.items():
         component, path = name.split(".", 1)
         targets.setdefault(component, []).append(path)
-        if len(layer.down) != usual:
-            others.setdefault((component, len(layer.down)), []).append(path)
         tensors[f"{name}.{prefix}up"], tensors[f"{name}.{prefix}down"] = layer.up, layer.down
         if layer.magnitude is not None:
             tensors[f"{name}.magnitude"] = layer.magnitude
-    overrides = tuple(
-        LayerOverride(component=component, layers=", ".join(paths), adapter={"rank": rank})
-        for (component, rank), paths in others.items()
-    )
     header = AdapterHeader(
-        spec=make_spec("dora" if magnitude else "lora", rank=usual),
+        spec=make_spec("dora" if magnitude else "lora", rank=rank),
         targets={component: ", ".join(paths) for component, paths in targets.items()},
         card=card,
         shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
-        overrides=overrides,
+        overrides=tuple(overrides),
     )
     return AdapterFile(tensors, header)

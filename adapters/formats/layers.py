@@ -69,7 +69,7 @@ def layer_of(site: Site, weight: Tensor, parts: Mapping[str, Tensor], rank: int,
     if scale is None:
         return told
     moved = site.matricise(weight) + site.product(told.up, told.down)
-    if _per_input(site, scale):
+    if per_input(site, scale):
         whole = moved * _input_gain(site, weight, moved, scale)
     elif keep_magnitude:
         return replace(told, magnitude=scale.flatten())
@@ -163,7 +163,7 @@ def _misfit(site: Site, found: str) -> MismatchError:
     )
 
 
-def _per_input(site: Site, scale: Tensor) -> bool:
+def per_input(site: Site, scale: Tensor) -> bool:
     """Which axis a DoRA scale counts: [1, k, …] is one number an input, all else one an output row."""
     return scale.ndim >= 2 and scale.shape[0] == 1 and scale.numel() == site.shape[1] and scale.numel() > 1
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torch import nn
 
+from adapters.sites import Site, site_of
+
 _RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -116,14 +118,16 @@ def diffusers_names(component: str, model: nn.Module) -> dict[str, str]:
     return {path: DIFFUSERS[component] + path for path in layers_of(model)}
 
 
-def known_stems(components: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Every stem by which some program names a layer → our name of it, "unet.down_blocks.…"."""
-    found: dict[str, str] = {}
+def known_sites(components: Mapping[str, nn.Module]) -> dict[str, Site]:
+    """Every stem by which some program names a layer → the layer, under our name of it, "unet.down_blocks.…"."""
+    found: dict[str, Site] = {}
     for component, model in components.items():
-        kohya, sgm = kohya_names(component, model), sgm_names(layers_of(model)) if component == "unet" else {}
-        for path in layers_of(model):
+        layers, kohya = layers_of(model), kohya_names(component, model)
+        sgm = sgm_names(layers) if component == "unet" else {}
+        for path, module in layers.items():
+            site = site_of(f"{component}.{path}", module)
             for stem in _stems(component, path, kohya.get(path), sgm.get(path)):
-                found.setdefault(stem, f"{component}.{path}")
+                found.setdefault(stem, site)
     return found
 
 

@@ -80,6 +80,19 @@ def concatenated(site: Site, deltas: Sequence[LayerDelta]) -> LayerDelta:
     return LayerDelta(ups, downs)
 
 
+def spans_of(deltas: Sequence[LayerDelta]) -> list[slice]:
+    """Where each one's part of z = [A_1; …; A_N] x lies."""
+    ends = torch.tensor([delta.rank for delta in deltas]).cumsum(0).tolist()
+    return [slice(end - delta.rank, end) for end, delta in zip(ends, deltas, strict=True)]
+
+
+def in_terms_of(old: Tensor, new: Tensor) -> Tensor:
+    """C with new ≈ C · old, as nearly as can be; the identity where they are the same. [r, κ], [q, κ] → [q, r]"""
+    if old.shape == new.shape and torch.equal(old, new):
+        return torch.eye(len(old), dtype=old.dtype, device=old.device)
+    return torch.linalg.lstsq(old.mT, new.mT).solution.mT
+
+
 def truncated(site: Site, delta: LayerDelta, rank: int) -> LayerDelta:
     """The best factors of `rank` for up · down, from two thin QRs: no d×κ matrix."""
     up, down = site.split_groups(delta.up), site.split_groups(delta.down)

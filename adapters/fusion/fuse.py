@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from adapters.adapter_set import AdapterSet, LayerOverride
+from adapters.adapter_set import AdapterSet, ranks_told
 from adapters.errors import UserInputError
 from adapters.fusion.deltas import LayerDelta, concatenated, delta_of
 from adapters.fusion.grams import Watched
@@ -116,25 +115,10 @@ def lora_of(
     components: Mapping[str, nn.Module], targets: Mapping[str, str], deltas: Mapping[str, LayerDelta]
 ) -> AdapterSet:
     """Changes as a LoRA of strength 1, not attached; `targets` names the layers of `deltas`, each with its own rank."""
-    rank, overrides = _ranks(deltas)
+    rank, overrides = ranks_told({name: delta.rank for name, delta in deltas.items()})
     spec = make_spec("lora", rank=rank)
     made = build(components, spec, targets, seed=0, overrides=overrides, decomposer=Unread())
     for name, adapter in made.adapters.items():
         adapter.get_parameter("up").copy_(deltas[name].up)
         adapter.get_parameter("down").copy_(deltas[name].down)
     return made.eval()
-
-
-def _ranks(deltas: Mapping[str, LayerDelta]) -> tuple[int, list[LayerOverride]]:
-    """The rank of most layers, and overrides for the others."""
-    ranks = Counter(delta.rank for delta in deltas.values())
-    usual = ranks.most_common(1)[0][0]
-    others: dict[tuple[str, int], list[str]] = {}
-    for name, delta in deltas.items():
-        if delta.rank != usual:
-            component, path = name.split(".", 1)
-            others.setdefault((component, delta.rank), []).append(path)
-    return usual, [
-        LayerOverride(component=component, layers=", ".join(paths), adapter={"rank": rank})
-        for (component, rank), paths in others.items()
-    ]

@@ -9,7 +9,7 @@ from itertools import combinations
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from adapters.fusion.deltas import LayerDelta, concatenated, inner, row_directions
+from adapters.fusion.deltas import LayerDelta, concatenated, in_terms_of, inner, row_directions, spans_of
 from adapters.fusion.fuse import Changes
 from adapters.fusion.way import LayerGrams
 from adapters.sites import Site
@@ -82,7 +82,7 @@ def report_on(
     names = [concept.name for concept in changes.concepts]
     concepts = tuple(_over_all_concept(name, layers) for name in names)
     pairs = tuple(_over_all_pair(first, second, layers) for first, second in combinations(names, 2))
-    drift = _drift(list(energies.values()), len(names))
+    drift = _drift(list(energies.values()))
     return FusionReport(
         way=way,
         concepts=concepts,
@@ -99,12 +99,9 @@ class _Energies:
     def __init__(self, site: Site, found: Mapping[int, LayerDelta], fused: LayerDelta, grams: LayerGrams) -> None:
         order = list(found)
         ups = [found[number].up.float().cpu() for number in order]
-        ends = torch.tensor([up.shape[1] for up in ups]).cumsum(0).tolist()
-        spans = [slice(end - up.shape[1], end) for end, up in zip(ends, ups, strict=True)]
+        spans = spans_of(list(found.values()))
         old = concatenated(site, list(found.values())).down.float().cpu()
-        new = fused.down.float().cpu()
-        same = old.shape == new.shape and torch.equal(old, new)
-        change = torch.eye(len(old)) if same else torch.linalg.lstsq(old.T, new.T).solution.T
+        change = in_terms_of(old, fused.down.float().cpu())
         whole = fused.up.float().cpu() @ change  # the fused change as it acts on z
         self.single: dict[tuple[int, int], float] = {}
         self.neutral: dict[int, float] = {}
@@ -174,9 +171,14 @@ def _ratio(part: float, whole: float) -> float:
     return math.sqrt(part / whole) if whole > 0 else 0.0
 
 
-def _root_mean_square(values: Sequence[float | None]) -> float | None:
+def root_mean_square(values: Sequence[float]) -> float:
+    return math.sqrt(sum(value * value for value in values) / len(values)) if values else 0.0
+
+
+def _known(values: Sequence[float | None]) -> float | None:
+    """The root mean square of those that were measured."""
     known = [value for value in values if value is not None]
-    return math.sqrt(sum(value * value for value in known) / len(known)) if known else None
+    return root_mean_square(known) if known else None
 
 
 def _over_all_pair(first: str, second: str, layers: Sequence[LayerReport]) -> PairReport:
@@ -185,10 +187,10 @@ def _over_all_pair(first: str, second: str, layers: Sequence[LayerReport]) -> Pa
         first=first,
         second=second,
         shared_columns=sum(pair.shared_columns for pair in met),
-        overlap=_root_mean_square([pair.overlap for pair in met]) or 0.0,
-        angle=_root_mean_square([pair.angle for pair in met]) or 0.0,
-        crosstalk=_root_mean_square([pair.crosstalk for pair in met]),
-        crosstalk_back=_root_mean_square([pair.crosstalk_back for pair in met]),
+        overlap=root_mean_square([pair.overlap for pair in met]),
+        angle=root_mean_square([pair.angle for pair in met]),
+        crosstalk=_known([pair.crosstalk for pair in met]),
+        crosstalk_back=_known([pair.crosstalk_back for pair in met]),
     )
 
 
@@ -196,16 +198,16 @@ def _over_all_concept(name: str, layers: Sequence[LayerReport]) -> ConceptReport
     met = [concept for layer in layers for concept in layer.concepts if concept.name == name]
     return ConceptReport(
         name=name,
-        lost=_root_mean_square([concept.lost for concept in met]),
-        drift=_root_mean_square([concept.drift for concept in met]),
-        error=_root_mean_square([concept.error for concept in met]) or 0.0,
+        lost=_known([concept.lost for concept in met]),
+        drift=_known([concept.drift for concept in met]),
+        error=root_mean_square([concept.error for concept in met]),
     )
 
 
-def _drift(energies: Sequence[_Energies], count: int) -> float | None:
+def _drift(energies: Sequence[_Energies]) -> float | None:
     """Layer by layer over the largest single one's, root mean square."""
     ratios = [_ratio(e.fused_neutral, max(e.neutral.values())) for e in energies if max(e.neutral.values()) > 0]
-    return _root_mean_square(ratios)
+    return _known(ratios)
 
 
 def _verdict(concepts: Sequence[ConceptReport], pairs: Sequence[PairReport], drift: float | None) -> str:

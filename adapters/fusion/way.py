@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from adapters.errors import UnknownNameError
 from adapters.fusion.deltas import LayerDelta
+from adapters.plugins import import_modules
 from adapters.sites import Site
 
 WAYS: dict[str, type[Way]] = {}
@@ -69,11 +68,6 @@ class FusionLayer:
         """Of the result, where the way is free to choose it."""
         return self.options.rank or sum(delta.rank for delta in self.deltas)
 
-    def spans(self) -> list[slice]:
-        """Where each concept's part of z lies."""
-        ends = torch.tensor([delta.rank for delta in self.deltas]).cumsum(0).tolist()
-        return [slice(end - delta.rank, end) for end, delta in zip(ends, self.deltas, strict=True)]
-
 
 class Way(ABC):
     """`class Mean(Way, name="mean")` registers it."""
@@ -97,8 +91,7 @@ def find_way(name: str) -> Way:
     """The way called `name`. Raises UnknownNameError with the nearest."""
     from adapters.fusion import ways
 
-    for module in pkgutil.iter_modules(ways.__path__, f"{ways.__name__}."):
-        importlib.import_module(module.name)
+    import_modules(ways)
     if name not in WAYS:
         raise UnknownNameError("way to fuse", name, list(WAYS))
     return WAYS[name]()

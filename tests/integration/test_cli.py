@@ -19,7 +19,7 @@ from studio import __version__, config, training
 from studio.cli import app
 from studio.recipe import read_recipes
 from studio.runs import RunFolder
-from tests.support import BASE, adapter_tensors, make_pictures
+from tests.support import BASE, adapter_tensors
 from trainers.events import Command, Finished, Started, Stepped
 from trainers.sdxl import Base
 
@@ -46,11 +46,6 @@ def succeeded(*arguments: str | Path) -> Result:
     result = studio(*arguments)
     assert result.exit_code == 0, result.output
     return result
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 def train(pictures: Path, out: Path, *more: str | Path) -> Result:

@@ -18,11 +18,6 @@ SUBJECTS = {"sks": "octopus", "zwx": "rocket"}
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def adapters(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two subjects, a few steps each: a LoRA and a Spectral-A."""
     found: list[Path] = []

@@ -10,21 +10,11 @@ import torch
 from adapters.errors import UserInputError
 from adapters.files import attach_file
 from adapters.quantized import QUANTIZATIONS, Quantized
-from tests.support import BASE, adapter_tensors, make_pictures, quick_config, run
+from tests.support import BASE, adapter_tensors, quick_config, run
 from trainers.config import TrainConfig
 from trainers.events import Finished, Validated
 from trainers.loop import _load  # pyright: ignore[reportPrivateUsage]
 from trainers.sdxl import generate, load_base, tile_vae
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 def configured(pictures: Path, kind: str, **changes: object) -> TrainConfig:

@@ -21,14 +21,9 @@ from studio.recipe import read_recipes
 from studio.regions import places
 from tests.support import BASE
 from trainers.regions import Region, Regional, Within, parse_region, region_masks, regional_sampling
-from trainers.sdxl import Base, generate, load_base
+from trainers.sdxl import Base, generate
 
 PROMPT = "a sks octopus on a white background"
-
-
-@pytest.fixture(scope="module")
-def base() -> Base:
-    return load_base(BASE)
 
 
 def trained(base: Base, seed: int = 0, size: float = 0.1) -> AdapterSet:

@@ -20,11 +20,6 @@ from trainers.sdxl import Base, generate, load_base
 LAYERS = "down_blocks.1.attentions.0.proj_in, down_blocks.1.resnets.0.conv1"
 
 
-@pytest.fixture(scope="module")
-def base() -> Base:
-    return load_base(BASE)
-
-
 @pytest.fixture
 def adapter(base: Base, tmp_path: Path) -> Path:
     adapters = attach(base.components, make_spec("lora", rank=8), {"unet": LAYERS})

@@ -11,28 +11,13 @@ from safetensors.torch import load_file
 
 from adapters.errors import DivergedError, MismatchError, MissingError, UserInputError
 from adapters.files import attach_file, load_adapter
-from tests.support import BASE, PHOTOGRAPHS, adapter_tensors, make_pictures, quick_config, run
+from tests.support import PHOTOGRAPHS, adapter_tensors, make_pictures, quick_config, run
 from tests.tolerances import relative_error
 from trainers.config import TrainConfig
 from trainers.dreambooth import class_prompt
 from trainers.engine import Engine, StepResult
 from trainers.events import Command, Finished, Note, Saved, Started, Stepped, Validated, parse_event
-from trainers.sdxl import Base, generate, load_base
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pictures(tmp_path_factory.mktemp("pictures"))
-
-
-@pytest.fixture(scope="module")
-def base() -> Base:
-    return load_base(BASE)
+from trainers.sdxl import Base, generate
 
 
 def same(first: Path, second: Path) -> bool:

@@ -49,9 +49,5 @@ def _kronecker_tensors(stem: str, adapter: Kronecker) -> dict[str, Tensor]:
     first = "w1" if "w1" in term else "w1_a"
     found = {name: factor.detach() * (adapter.scale if name == first else 1.0) for name, factor in term.items()}
     low = next((name for name in ("w1_b", "w2_b") if name in term), None)
-    rank = 1.0 if low is None else float(_rank(term, low))
+    rank = 1.0 if low is None else float(len(term[low]))
     return {f"{stem}.lokr_{name}": factor for name, factor in found.items()} | {f"{stem}.alpha": torch.tensor(rank)}
-
-
-def _rank(term: Mapping[str, Tensor], low: str) -> int:
-    return term["t2"].shape[0] if low == "w2_b" and "t2" in term else term[low].shape[0]

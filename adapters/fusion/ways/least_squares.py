@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from adapters.fusion.deltas import LayerDelta, concatenated
+from adapters.fusion.deltas import LayerDelta, concatenated, in_terms_of, spans_of
 from adapters.fusion.way import FusionLayer, Way
 
 
@@ -39,21 +38,13 @@ def repaired(layer: FusionLayer, moved: Sequence[LayerDelta]) -> LayerDelta:
     if layer.grams is None or layer.site.groups > 1:
         return total
     grams, options = layer.grams, layer.options
-    change = _from_old_rows(layer, total)
+    change = in_terms_of(concatenated(layer.site, layer.deltas).down, total.down)
     moments = [change @ gram @ change.mT for gram in (*grams.own, grams.neutral)]
     target = torch.zeros_like(total.up)
-    for span, delta, gram in zip(layer.spans(), layer.deltas, grams.own, strict=True):
+    for span, delta, gram in zip(spans_of(layer.deltas), layer.deltas, grams.own, strict=True):
         target += delta.up @ (gram @ change.mT)[span]
     whole = torch.stack(moments[:-1]).sum(0) + options.background * moments[-1]
     level = options.ridge * whole.diagonal().mean().clamp_min(torch.finfo(whole.dtype).tiny)
     ridge = level * torch.eye(len(whole), dtype=whole.dtype, device=whole.device)
     up = torch.linalg.solve(whole + ridge, (target + level * total.up).mT).mT
     return LayerDelta(up, total.down)
-
-
-def _from_old_rows(layer: FusionLayer, total: LayerDelta) -> Tensor:
-    """C with total.down ≈ C · [A_1; …; A_N]: the identity where nothing was moved."""
-    old = concatenated(layer.site, layer.deltas).down
-    if torch.equal(old, total.down):
-        return torch.eye(len(old), dtype=old.dtype, device=old.device)
-    return torch.linalg.lstsq(old.mT, total.down.mT).solution.mT
