@@ -201,6 +201,25 @@ class AdapterSet:
 
     def on_step(self, step: int) -> None:
         """After the optimizer's step, before zero_grad; `step` counts optimizer steps, from 1."""
+        self.settle(self.phase(step))
+        self.advance(step)
+
+    def phase(self, step: int) -> str:
+        """What `settle` does after this step (Adapter.phase)."""
+        adapters = list(self.adapters.values())
+        return type(adapters[0]).phase(adapters, step)
+
+    @torch.no_grad()
+    def settle(self, phase: str) -> None:
+        """Layer by layer what adapters.bank does for all at once: Adapter.settled."""
+        for adapter in self.adapters.values():
+            gradients = {name: p.grad for name, p in adapter.named_parameters() if p.grad is not None}
+            tensors = adapter.state_dict(keep_vars=True)
+            for name, value in adapter.settled(gradients, phase).items():
+                tensors[name].copy_(value)
+
+    def advance(self, step: int) -> None:
+        """What a method does at single steps, after `settle`."""
         adapters = list(self.adapters.values())
         type(adapters[0]).on_step_all(adapters, step)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import ClassVar
 
@@ -92,6 +92,14 @@ class Magnitude(Adapter):
 
     def on_backward(self) -> None:
         self.inner.on_backward()
+
+    @classmethod
+    def phase(cls, adapters: Sequence[Magnitude], step: int) -> str:
+        return cls.inner_type.phase([adapter.inner for adapter in adapters], step)
+
+    def settled(self, gradients: Mapping[str, Tensor], phase: str) -> dict[str, Tensor]:
+        own = {name.removeprefix("inner."): g for name, g in gradients.items() if name.startswith("inner.")}
+        return {f"inner.{name}": value for name, value in self.inner.settled(own, phase).items()}
 
     @classmethod
     def on_step_all(cls, adapters: Sequence[Magnitude], step: int) -> None:
