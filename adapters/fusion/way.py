@@ -27,7 +27,7 @@ class FusionOptions(BaseModel):
     rank: int | None = Field(
         default=None,
         ge=1,
-        description="rank of the result; left out: the largest of the adapters' (svd), or their sum (ties, dare, geodesic)",
+        description="rank of the result; left out: the largest of the adapters' (svd), their sum (ties, dare …)",
     )
     density: float = Field(default=0.5, gt=0, le=1, description="part of each change that ties and dare keep")
     scaling: float = Field(default=1.0, ge=0, description="ties: λ, what the merged change is multiplied by")
@@ -41,7 +41,7 @@ class FusionOptions(BaseModel):
     )
     seed: int = Field(default=0, ge=0, description="dare: which entries are dropped")
     steps: int = Field(default=100, ge=0, description="zip: steps of Adam")
-    learning_rate: float = Field(default=0.01, gt=0, description="zip: how far a merger moves in a step")
+    learning_rate: float = Field(default=0.03, gt=0, description="zip: how far a merger moves in a step")
     similarity: float = Field(default=0.01, ge=0, description="zip: λ, weight of columns that several adapters use")
     samples: int = Field(default=256, ge=1, description="zip, ties, dare, geodesic: inputs of each layer looked at")
     position: float = Field(default=0.5, ge=0, le=1, description="geodesic: place between the first and the second")

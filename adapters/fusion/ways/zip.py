@@ -15,7 +15,7 @@ from adapters.sites import Site
 
 
 class Zip(Way, name="zip"):
-    """Σ ΔW_i·diag(m_i) with mergers m_i that minimise, from m = 1 by Adam (the paper's eq. 3 and 4),
+    """Σ ΔW_i·diag(m_i) with mergers m_i that minimise, from m = 1 by Adam,
 
         Σ_i E_i‖Σ_j ΔW_j·diag(m_j) x − ΔW_i x‖² / E_i‖ΔW_i x‖² + λ Σ_{i<j} mean|m_i ∘ m_j|,
 
@@ -39,11 +39,8 @@ class Zip(Way, name="zip"):
             return concatenated(site, deltas)
         options = layer.options
         problem = Zipped(site, deltas, layer.grams.inputs[:-1], options.similarity)
-        mergers = problem.learnt(options.steps, options.learning_rate)
-        scaled = [
-            replace(delta, down=delta.down * spread(site, merger)) for delta, merger in zip(deltas, mergers, strict=True)
-        ]
-        return concatenated(site, scaled)
+        columns = spread(site, problem.learnt(options.steps, options.learning_rate))
+        return concatenated(site, [replace(d, down=d.down * m) for d, m in zip(deltas, columns, strict=True)])
 
 
 def spread(site: Site, merger: Tensor) -> Tensor:
