@@ -23,7 +23,7 @@ class Zip(Way, name="zip"):
     with that of each adapter alone; here each layer's own outputs are compared, so that no step runs the model. λ's
     term is the paper's |m_i·m_j| where no merger is negative, over the columns, so that λ weighs the same in wide
     layers. On a convolution m_i scales input channels, all taps alike: a column of the paper is a feature of the
-    input, and one number a tap would be as many unknowns as samples. ΔW_i·diag(m_i) = B_i (A_i·diag(m_i)) is exact.
+    input, and one number a tap would be more unknowns than samples tell. ΔW_i·diag(m_i) = B_i (A_i·diag(m_i)) is exact.
     Layers with groups are summed.
     """
 
