@@ -173,7 +173,10 @@ def fuse(
     out: Annotated[Path, typer.Option(metavar="FILE", help="The fused adapter; its report lies beside it.")],
     how: Annotated[
         str,
-        typer.Option(metavar="WAY", help="spectral, least-squares, sum, mean, null-space, ties, dare or svd."),
+        typer.Option(
+            metavar="WAY",
+            help="spectral, least-squares, zip, sum, mean, null-space, ties, dare, svd or geodesic (OFT, BOFT).",
+        ),
     ] = "least-squares",
     weights: Annotated[
         str | None, typer.Option(metavar="W,W,...", help="How strongly each acts; left out: 1 each.")

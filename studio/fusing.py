@@ -100,7 +100,8 @@ def fuse(request: Request, console: Console) -> Result:
     )
     base.set_schedule(*common_schedule(files))
     changes = changes_of(_concepts(base, files, weights, console), request.options)
-    grams = _activations(base, changes, files, console) if request.prompts else None
+    samples = request.options.samples if way.samples_inputs else 0
+    grams = _activations(base, changes, files, samples, console) if request.prompts else None
     deltas = fused_deltas(changes, way, request.options, grams)
     report = report_on(request.how, changes, deltas, grams)
     card = _card(request.how, paths, files, weights)
@@ -154,14 +155,16 @@ def _concepts(base: Base, files: Sequence[AnyFile], weights: Sequence[float], co
     return found
 
 
-def _activations(base: Base, changes: Changes, files: Sequence[AnyFile], console: Console) -> dict[str, LayerGrams]:
+def _activations(
+    base: Base, changes: Changes, files: Sequence[AnyFile], samples: int, console: Console
+) -> dict[str, LayerGrams]:
     subjects = [f"{file.card.trigger} {file.card.class_word}".strip() or "subject" for file in files]
     own = [[text.format(subject) for text in _OWN] for subject in subjects]
     classes = [file.card.class_word or "thing" for file in files]
     neutral = [text.format(classes[number % len(classes)]) for number, text in enumerate(_NEUTRAL)]
     grams: dict[str, LayerGrams] = {}
     with console.status("drawing each subject's prompts"):
-        for found in gather(base, changes, [*own, neutral]):
+        for found in gather(base, changes, [*own, neutral], samples=samples):
             if isinstance(found, Progress):
                 console.print(f"Looked at {found.done} of {found.total} sets of prompts.", highlight=False)
             else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -93,11 +93,12 @@ def fused_deltas(
 
 
 def _to(delta: LayerDelta, weight: Tensor) -> LayerDelta:
-    return LayerDelta(delta.up.to(weight), delta.down.to(weight), delta.error, delta.columns)
+    return replace(delta, up=delta.up.to(weight), down=delta.down.to(weight))
 
 
 def _grams_to(grams: LayerGrams, weight: Tensor) -> LayerGrams:
-    return LayerGrams([gram.to(weight) for gram in grams.own], grams.neutral.to(weight))
+    inputs = [rows.to(weight) for rows in grams.inputs]
+    return LayerGrams([gram.to(weight) for gram in grams.own], grams.neutral.to(weight), inputs)
 
 
 def as_adapter(components: Mapping[str, nn.Module], changes: Changes, deltas: Mapping[str, LayerDelta]) -> AdapterSet:
