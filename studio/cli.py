@@ -152,7 +152,9 @@ def sample(
     ] = None,
     region: Annotated[
         list[str] | None,
-        typer.Option(metavar="PLACE:TEXT", help='"left half: a sks cat" or "0.5,0,1,1: a zwx car"; up to five.'),
+        typer.Option(
+            metavar="PLACE:TEXT", help='"left half: a sks cat" or "0.5,0,1,1: a zwx car", up to five; or auto.'
+        ),
     ] = None,
 ) -> None:
     """Draw pictures with adapters, each with its recipe inside, and a grid of all."""
