@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,7 +36,9 @@ def plan_of(chosen: argparse.Namespace) -> Plan:
     """All groups and variants, or those whose names contain what was asked for."""
     picked = [g for g in groups() if not chosen.groups or any(w in f"{g.kind}: {g.name}" for w in chosen.groups)]
     ways = [v for v in variants() if not chosen.variants or v.name in chosen.variants]
-    return Plan(chosen.work, tuple(picked), tuple(ways), tuple(chosen.seeds), chosen.pictures, chosen.steps)
+    return Plan(
+        chosen.work, tuple(picked), tuple(ways), tuple(chosen.seeds), chosen.pictures, chosen.tries, chosen.steps
+    )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,9 +51,10 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--variants", nargs="+", metavar="NAME", help="only these rows of the table")
     whole.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     whole.add_argument("--pictures", type=int, default=12, help="of each cell")
+    whole.add_argument("--tries", type=int, default=64, help="noises from which those of triples are chosen")
     whole.add_argument("--steps", type=int, help="of training and of the judge; left out: their own")
     whole.add_argument("--jobs", type=int, default=1, help="processes")
-    whole.add_argument("--seconds", type=float, default=math.inf, help="no new tasks after these")
+    whole.add_argument("--seconds", type=float, help="no new tasks after these")
     return whole
 
 

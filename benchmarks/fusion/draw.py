@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from functools import lru_cache
@@ -17,6 +18,7 @@ from adapters.atomic import atomic_path
 from adapters.errors import UserInputError
 from adapters.formats.open import AnyFile, attach_any, open_adapter
 from benchmarks.fusion.fusing import Fusing
+from benchmarks.fusion.look import filled
 from benchmarks.fusion.scenes import GUIDANCE, NEUTRAL, STEPS, Scene, scenes
 from benchmarks.fusion.subjects import Group
 from benchmarks.fusion.train import training_of
@@ -40,9 +42,34 @@ def base() -> Base:
     return load_base("embedded", device=device, dtype=pick_dtype("auto", device), resident=resident)
 
 
+def choose_noises(group: Group, work: Path, count: int, tries: int) -> None:
+    """Keeps the seeds, for each order of places, from which the base's emptiest place is fullest."""
+    size = len(group.members)
+    tried = scenes(group, (), size * tries)
+    with fast_sampling(base().unet, []):
+        drawn = _tensors(_regional(tried, {}))
+    emptiest = [min(filled(picture, box) for box in scene.boxes) for picture, scene in zip(drawn, tried, strict=True)]
+    best: list[list[int]] = []
+    for order in range(size):
+        numbers = sorted(range(order, len(tried), size), key=lambda number: -emptiest[number])
+        best.append([tried[number].seed for number in numbers[: -(-count // size)]])
+    with atomic_path(_noises_path(group, work)) as part:
+        part.write_text(json.dumps(best) + "\n", encoding="utf-8")
+
+
+def noises(group: Group, work: Path) -> list[list[int]]:
+    """The chosen ones; none where any will do."""
+    path = _noises_path(group, work)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def _noises_path(group: Group, work: Path) -> Path:
+    return work / "noises" / f"{group.name}.json"
+
+
 def draw_base(group: Group, work: Path, count: int) -> Row:
     """Plain things, no adapter: what 0 % of an identity looks like."""
-    return _cell(work, {"group": group.name, "what": "base"}, scenes(group, (), count), [], {})
+    return _cell(work, {"group": group.name, "what": "base"}, scenes(group, (), count, noises(group, work)), [], {})
 
 
 def draw_alone(group: Group, index: int, kind: str, seed: int, work: Path, count: int) -> Row:
@@ -51,7 +78,7 @@ def draw_alone(group: Group, index: int, kind: str, seed: int, work: Path, count
     attached = attach_any(base().components, _file(group, index, kind, seed, work), base().hash)
     attached.to(base().device)
     try:
-        return _cell(work, about, scenes(group, (index,), count), [attached], {})
+        return _cell(work, about, scenes(group, (index,), count, noises(group, work)), [attached], {})
     finally:
         attached.detach()
 
@@ -68,7 +95,7 @@ def _joint(
     group: Group, variant: Variant, seed: int, fusing: Fusing | None, files: Sequence[AnyFile], work: Path, count: int
 ) -> Row:
     about: Row = {"group": group.name, "what": "joint", "variant": variant.name, "seed": seed}
-    wanted = scenes(group, range(len(group.members)), count)
+    wanted = scenes(group, range(len(group.members)), count, noises(group, work))
     begin, sets = time.monotonic(), list[AdapterSet]()
     try:
         if variant.way is None:
@@ -81,7 +108,7 @@ def _joint(
             fused.attach()
             sets.append(fused)
         about["fusing_seconds"] = round(time.monotonic() - begin, 2)
-        placed = {index: adapters for index, adapters in enumerate(sets)} if variant.regions == "given" else {}
+        placed = dict(enumerate(sets)) if variant.regions == "given" else {}
         return _cell(work, about, wanted, sets, placed)
     except UserInputError as refusal:
         return about | {"refused": str(refusal)}
@@ -142,5 +169,11 @@ def _save(path: Path, pictures: Sequence[Image.Image]) -> None:
 
 def read_sheet(path: Path) -> torch.Tensor:
     """The pictures of a sheet, [N, 3, side, side] in −1…1."""
-    pixels = torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy()).permute(2, 0, 1)
-    return torch.stack(pixels.float().div(127.5).sub(1).split(pixels.shape[1], dim=2))
+    sheet = Image.open(path).convert("RGB")
+    side = sheet.height
+    return _tensors([sheet.crop((x, 0, x + side, side)) for x in range(0, sheet.width, side)])
+
+
+def _tensors(pictures: Sequence[Image.Image]) -> torch.Tensor:
+    pixels = torch.stack([torch.from_numpy(np.asarray(picture).copy()) for picture in pictures])
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,4 +1,4 @@
-"""Adapters of one group put together: by a way of the registry, from activations that are gathered once for all ways."""
+"""Adapters of one group put together by a way of the registry; activations are gathered once for all ways."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Fusing:
     def by(self, variant: Variant) -> tuple[AdapterSet, dict[str, Any]]:
         """The fused adapter, not attached, and what the report says. Raises UserInputError where the way refuses."""
         assert variant.way is not None
-        way, options = find_way(variant.way), FusionOptions(**variant.options)
+        way, options = find_way(variant.way), variant.options
         deltas = fused_deltas(self.changes, way, options, self.grams)
         report = report_on(variant.way, self.changes, deltas, self.grams)
         adapter = as_adapter(self.base.components, self.changes, deltas)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +11,8 @@ from torch import Tensor, nn
 WINDOW = 64
 """Side in pixels of what is looked at: an object of a joint picture as it is, never scaled."""
 FEATURES = 128
-_FOREGROUND = 0.12
+_FOREGROUND = 0.24
+"""Difference from the background, of −1…1."""
 _WIDTHS = (24, 48, 96, 160)
 Box = tuple[float, float, float, float]
 
@@ -20,7 +23,7 @@ class Look(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         layers: list[nn.Module] = [_convolution(3, _WIDTHS[0], 5)]
-        for before, width in zip(_WIDTHS, _WIDTHS[1:], strict=False):
+        for before, width in pairwise(_WIDTHS):
             layers += [_convolution(before, width, 3), _Residual(width)]
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(2 * _WIDTHS[-1], FEATURES)
@@ -53,16 +56,29 @@ def window(picture: Tensor, box: Box) -> Tensor:
 
     The background is the median of the picture's border. Where nothing stands out, it is the middle of the part.
     """
-    height, width = picture.shape[1:]
-    left, top, right, bottom = (round(part * side) for part, side in zip(box, (width, height) * 2, strict=True))
     ground = _border(picture)[:, None, None]
-    part = picture[:, top:bottom, left:right]
-    weight = ((part - ground).abs().amax(0) > 2 * _FOREGROUND).to(picture)
+    part = _part(picture, box)
+    weight = _standing_out(part, ground)
     y, x = _middle(weight.sum(1)), _middle(weight.sum(0))
     out = ground.expand(3, 3 * WINDOW + part.shape[1], 3 * WINDOW + part.shape[2]).clone()
     out[:, WINDOW : WINDOW + part.shape[1], WINDOW : WINDOW + part.shape[2]] = part
     y, x = y + WINDOW // 2, x + WINDOW // 2
     return out[:, y : y + WINDOW, x : x + WINDOW]
+
+
+def filled(picture: Tensor, box: Box) -> int:
+    """How many pixels of a part of a picture [3, H, W] stand out from its background."""
+    return int(_standing_out(_part(picture, box), _border(picture)[:, None, None]).sum())
+
+
+def _part(picture: Tensor, box: Box) -> Tensor:
+    height, width = picture.shape[1:]
+    left, top, right, bottom = (round(part * side) for part, side in zip(box, (width, height) * 2, strict=True))
+    return picture[:, top:bottom, left:right]
+
+
+def _standing_out(part: Tensor, ground: Tensor) -> Tensor:
+    return ((part - ground).abs().amax(0) > _FOREGROUND).to(part)
 
 
 def _border(picture: Tensor) -> Tensor:

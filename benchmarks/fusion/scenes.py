@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from benchmarks.fusion.look import Box
@@ -23,6 +23,8 @@ _CORNERS: tuple[Box, ...] = ((0.0, 0.0, 0.5, 0.5), (0.5, 0.0, 1.0, 0.5), (0.5, 0
 _SIDES = ("on the left", "on the right")
 _IN_CORNERS = ("in the top left corner", "in the top right corner", "in the bottom right corner")
 
+Noises = Sequence[Sequence[int]]
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -35,16 +37,24 @@ class Scene:
     regions: tuple[Region, ...]
 
 
-def scenes(group: Group, learnt: Collection[int], count: int) -> list[Scene]:
+FIRST_NOISE = 1000
+
+
+def scenes(group: Group, learnt: Collection[int], count: int, noises: Noises = ()) -> list[Scene]:
     """`count` pictures, members changing places; `learnt` are those asked for by their triggers, others are plain.
 
     Two stand left and right. Three stand in corners of a larger picture and are asked for region by region: the base
-    has never seen three things, and draws two of them.
+    has never seen three things, and draws two of them from most noises. So noises are chosen from which it draws three.
+
+    Args:
+        noises: seeds for each order of places; none: FIRST_NOISE and those that follow.
     """
-    return [_scene(group, learnt, number) for number in range(count)]
+    size = len(group.members)
+    seeds = [noises[n % size][n // size] if noises else FIRST_NOISE + n // size for n in range(count)]
+    return [_scene(group, learnt, number, seed) for number, seed in enumerate(seeds)]
 
 
-def _scene(group: Group, learnt: Collection[int], number: int) -> Scene:
+def _scene(group: Group, learnt: Collection[int], number: int, seed: int) -> Scene:
     size = len(group.members)
     places, words = (_HALVES, _SIDES) if size == 2 else (_CORNERS, _IN_CORNERS)
     order = [(position + number) % size for position in range(size)]  # place → member
@@ -53,5 +63,5 @@ def _scene(group: Group, learnt: Collection[int], number: int) -> Scene:
     whole = " and ".join(in_order) if size == 2 else ", ".join(said[member] for member in order)
     of_member = [order.index(index) for index in range(size)]
     regions = tuple(Region(places[place], f"{in_order[place]} {GROUND}") for place in of_member)
-    seed, side = 1000 + number // size, 128 if size == 2 else 192
+    side = 128 if size == 2 else 192
     return Scene(f"{whole} {GROUND}", seed, side, tuple(places[place] for place in of_member), regions)

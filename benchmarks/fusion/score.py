@@ -52,7 +52,7 @@ class Judge:
 
 def seen(judge: Judge, group: Group, pictures: Tensor) -> Tensor:
     """What stands in each member's place, [pictures, members, R]."""
-    every = scenes(group, (), len(pictures))
+    every = scenes(group, (), len(pictures))  # places alone: whatever the noise
     windows = [window(picture, box) for picture, scene in zip(pictures, every, strict=True) for box in scene.boxes]
     return judge.likenesses(windows).unflatten(0, (len(pictures), -1))
 

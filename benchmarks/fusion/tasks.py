@@ -32,6 +32,8 @@ class Plan:
     seeds: tuple[int, ...]
     count: int
     """Pictures of a cell."""
+    tries: int = 64
+    """Noises from which those of three members are chosen."""
     steps: int | None = None
     """Of training, where not the kind's own."""
 
@@ -48,6 +50,20 @@ class Train:
         training = self.training
         about = {"name": training.name, "kind": training.kind, "seed": training.seed}
         return [{"what": "training", **about, "seconds": round(seconds, 2)}]
+
+
+@dataclass(frozen=True)
+class Noises:
+    """Only groups of three need them chosen."""
+
+    group: Group
+
+    def done(self, plan: Plan, rows: Sequence[Row]) -> bool:
+        return bool(draw.noises(self.group, plan.work))
+
+    def run(self, plan: Plan) -> list[Row]:
+        draw.choose_noises(self.group, plan.work, plan.count, plan.tries)
+        return []
 
 
 @dataclass(frozen=True)
@@ -98,7 +114,7 @@ class Joint:
         return draw.draw_joint(self.group, self.variants, self.seed, plan.work, plan.count)
 
 
-Task = Train | Base | Alone | Joint
+Task = Train | Noises | Base | Alone | Joint
 
 
 def trainings(plan: Plan, seed: int) -> list[Task]:
@@ -129,18 +145,16 @@ def drawings(plan: Plan, seed: int) -> list[Task]:
 
 
 def ordered(plan: Plan, stages: Sequence[str]) -> Iterator[Task]:
-    """A seed's pictures come one seed after its trainings, so that no process waits for another's adapter."""
-    batches: list[list[Task]] = []
-    for seed in plan.seeds:
+    """A seed's pictures come after the next seed's trainings, so that no process waits for another's adapter."""
+    if "draw" in stages:
+        yield from (Noises(group) for group in plan.groups if len(group.members) > 2)
+    for number, seed in enumerate(plan.seeds):
         if "train" in stages:
-            batches.append(trainings(plan, seed))
-        if "draw" in stages:
-            batches.append(drawings(plan, seed))
-    if len(stages) == 2 and len(batches) > 2:
-        odd, even = batches[0::2], batches[1::2]
-        batches = [odd[0], *(batch for pair in zip(odd[1:], even, strict=False) for batch in pair), even[-1]]
-    for batch in batches:
-        yield from batch
+            yield from trainings(plan, seed)
+        if "draw" in stages and number > 0:
+            yield from drawings(plan, plan.seeds[number - 1])
+    if "draw" in stages:
+        yield from drawings(plan, plan.seeds[-1])
 
 
 class Record:
@@ -156,7 +170,7 @@ class Record:
             part.write_text(json.dumps(self.rows, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def work_through(plan: Plan, stages: Sequence[str], jobs: int, seconds: float) -> None:
+def work_through(plan: Plan, stages: Sequence[str], jobs: int, seconds: float | None) -> None:
     """Does what is missing in `jobs` processes until the time is up; what runs then is let end."""
     begin, record = time.monotonic(), Record(plan.work)
     missing = [task for task in ordered(plan, stages) if not task.done(plan, record.rows)]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from adapters.fusion.way import WAYS, find_way
+from adapters.fusion.way import WAYS, FusionOptions, find_way
+
+PLAIN = FusionOptions()
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Variant:
     name: str
     way: str | None
     kinds: tuple[str, str] = ("lora", "lora")
-    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    options: FusionOptions = PLAIN
     regions: Literal["none", "given"] = "none"
 
     def kind(self, index: int) -> str:
@@ -33,7 +34,7 @@ class Variant:
 SPECIAL: dict[str, tuple[Variant, ...]] = {
     "null-space": (
         Variant("null-space, hard", "null-space"),
-        Variant("null-space, soft", "null-space", options={"softness": 1.0}),
+        Variant("null-space, soft", "null-space", options=FusionOptions(softness=1.0)),
     ),
     "spectral": (
         Variant("spectral: Spectral-A", "spectral", ("spectral-a",) * 2),
@@ -57,9 +58,3 @@ def variants() -> list[Variant]:
     names = sorted(WAYS, key=lambda name: name != BASELINE)
     fused = [variant for name in names for variant in SPECIAL.get(name, (Variant(name, name),))]
     return [*fused, Variant("regions given, side by side", None, regions="given")]
-
-
-def kinds() -> list[str]:
-    """Of adapters that any variant needs, those of most variants first."""
-    met = [kind for variant in variants() for kind in variant.kinds]
-    return sorted(set(met), key=lambda kind: (-met.count(kind), kind))
