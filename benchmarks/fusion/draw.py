@@ -108,6 +108,8 @@ def _joint(
             fused.attach()
             sets.append(fused)
         about["fusing_seconds"] = round(time.monotonic() - begin, 2)
+        if variant.regions == "auto":
+            return _keep(work, about, begin, _automatic(wanted, files, sets), None)
         placed = dict(enumerate(sets)) if variant.regions == "given" else {}
         return _cell(work, about, wanted, sets, placed)
     except UserInputError as refusal:
@@ -124,18 +126,26 @@ def _file(group: Group, index: int, kind: str, seed: int, work: Path) -> AnyFile
 def _cell(
     work: Path, about: Row, wanted: Sequence[Scene], sets: Sequence[AdapterSet], placed: dict[int, AdapterSet]
 ) -> Row:
-    """Draws, keeps both sheets, and says where they are."""
+    """Draws the scenes, and neutral prompts where adapters act everywhere."""
     begin, regional = time.monotonic(), bool(placed) or len(wanted[0].boxes) > 2
-    name = "-".join(str(about.get(key, "")) for key in ("group", "what", "variant", "member", "kind", "seed"))
-    name = "".join(c if c.isalnum() or c == "-" else "_" for c in name)
     pictures = _regional(wanted, placed) if regional else []
     prompts = [] if regional else [(scene.prompt, scene.seed) for scene in wanted]
-    neutral = [(text, NEUTRAL_SEED + number) for number, text in enumerate(NEUTRAL)]
+    neutral = [] if placed else [(text, NEUTRAL_SEED + number) for number, text in enumerate(NEUTRAL)]
     with fast_sampling(base().unet, sets):
         drawn = _plain([*prompts, *neutral])
-    _save(work / "drawn" / f"{name}.webp", pictures or drawn[: len(prompts)])
-    _save(work / "drawn" / f"{name}-neutral.webp", drawn[len(prompts) :])
-    return about | {"file": name, "pictures": len(wanted), "seconds": round(time.monotonic() - begin, 2)}
+    return _keep(work, about, begin, pictures or drawn[: len(prompts)], drawn[len(prompts) :] or None)
+
+
+def _keep(
+    work: Path, about: Row, begin: float, pictures: Sequence[Image.Image], neutral: Sequence[Image.Image] | None
+) -> Row:
+    """Writes the sheets; the row says where they are."""
+    name = "-".join(str(about.get(key, "")) for key in ("group", "what", "variant", "member", "kind", "seed"))
+    name = "".join(c if c.isalnum() or c == "-" else "_" for c in name)
+    _save(work / "drawn" / f"{name}.webp", pictures)
+    if neutral is not None:
+        _save(work / "drawn" / f"{name}-neutral.webp", neutral)
+    return about | {"file": name, "pictures": len(pictures), "seconds": round(time.monotonic() - begin, 2)}
 
 
 def _plain(asked: Sequence[tuple[str, int]]) -> list[Image.Image]:
@@ -156,6 +166,23 @@ def _regional(wanted: Sequence[Scene], placed: dict[int, AdapterSet]) -> list[Im
             )  # fmt: skip
             found |= dict(zip(numbers, list(drawn), strict=True))
     return [found[number] for number in range(len(wanted))]
+
+
+def _automatic(wanted: Sequence[Scene], files: Sequence[AnyFile], sets: Sequence[AdapterSet]) -> list[Image.Image]:
+    """By regions that are found from the prompt's words."""
+    from studio.auto_regions import FoundRegions
+
+    if len(files) > 2:
+        raise UserInputError("By words alone the base draws two things, not three.", "Give regions.")
+    prompts, seeds, side = [scene.prompt for scene in wanted], [scene.seed for scene in wanted], wanted[0].side
+    with fast_sampling(base().unet, sets):
+        found = FoundRegions(base(), prompts, files, sets, (side, side), STEPS, True)
+        return list(
+            generate(
+                base(), prompts, seeds=seeds, batch_size=BATCH, inference_steps=STEPS, guidance=GUIDANCE,
+                routing=found.routing,
+            )
+        )  # fmt: skip
 
 
 def _save(path: Path, pictures: Sequence[Image.Image]) -> None:

@@ -61,7 +61,7 @@ def scored(judge: Judge, row: Row, work: Path, neutral: tuple[Tensor, Tensor] | 
     """A drawn row with its likenesses [members, members], the share recognised, and its drift from the base's.
 
     Args:
-        neutral: the base's neutral pictures and their looks.
+        neutral: the base's neutral pictures and their looks. Adapters that act in regions have none.
     """
     group = _by_name()[row["group"]]
     found = seen(judge, group, read_sheet(work / "drawn" / f"{row['file']}.webp"))
@@ -69,8 +69,9 @@ def scored(judge: Judge, row: Row, work: Path, neutral: tuple[Tensor, Tensor] | 
     result = {key: value for key, value in row.items() if key not in ("file", "seconds")}
     result["likeness"] = _rounded(found[..., own].mean(0))
     result["recognised"] = _rounded((found.argmax(2) == own).float().mean(0))
-    if neutral is not None:
-        pictures = read_sheet(work / "drawn" / f"{row['file']}-neutral.webp")
+    path = work / "drawn" / f"{row['file']}-neutral.webp"
+    if neutral is not None and path.exists():
+        pictures = read_sheet(path)
         squares = (pictures - neutral[0]).div(2).square().mean((1, 2, 3))
         result["drift_pixels"] = _rounded(squares.sqrt().mean())
         result["drift_look"] = _rounded((1 - (judge.whole(pictures) * neutral[1]).sum(1)).mean())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 from adapters.fusion.way import WAYS, FusionOptions, find_way
@@ -24,7 +25,7 @@ class Variant:
     way: str | None
     kinds: tuple[str, str] = ("lora", "lora")
     options: FusionOptions = PLAIN
-    regions: Literal["none", "given"] = "none"
+    regions: Literal["none", "given", "auto"] = "none"
 
     def kind(self, index: int) -> str:
         """Of a member's adapter."""
@@ -57,4 +58,7 @@ def variants() -> list[Variant]:
     find_way(BASELINE)  # imports all
     names = sorted(WAYS, key=lambda name: name != BASELINE)
     fused = [variant for name in names for variant in SPECIAL.get(name, (Variant(name, name),))]
-    return [*fused, Variant("regions given, side by side", None, regions="given")]
+    regions = [Variant("regions given, side by side", None, regions="given")]
+    if find_spec("studio.auto_regions") is not None:
+        regions.append(Variant("regions auto, side by side", None, regions="auto"))
+    return [*fused, *regions]

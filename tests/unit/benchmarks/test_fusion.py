@@ -131,7 +131,7 @@ def test_the_page_has_the_ways_best_first_and_keeps_what_is_written_around_them(
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert text.index("| ties | 2 | 100 (100…100) | 50 (50…50) |") < text.index("| sum | 2 | 50 (50…50) |")
-    assert "Best: ties. Identity kept ≥ 90 %: met (100). 20 points above the sum: met (+50)." in text
+    assert "- ties: identity kept ≥ 90 %: met (100); 20 points above the sum: met (+50); drift no more" in text
 
 
 def _rows(kept: dict[str, float]) -> list[dict[str, Any]]:
