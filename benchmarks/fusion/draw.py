@@ -30,7 +30,7 @@ from trainers.result import ADAPTER_NAME
 from trainers.sdxl import Base, generate, load_base
 
 Row = dict[str, Any]
-BATCH = 16
+BATCH = 24
 NEUTRAL_SEED = 500
 
 

@@ -94,7 +94,7 @@ def render(rows: Sequence[Row], valid: Sequence[Row], about: str) -> str:
         found = {name: cells for name, cells in found.items() if cells}
         if BASELINE in found:
             parts += [f"## {title}", "", *_table(found), "", *_verdict(kind, found), ""]
-    return "\n".join([*parts, *_correlations(rows), "", *_validity(valid)])
+    return "\n".join([*parts, *_promises(rows), "", *_validity(valid)])
 
 
 def _table(found: dict[str, list[Found]]) -> list[str]:
@@ -176,32 +176,45 @@ def _met(yes: bool) -> str:
     return "met" if yes else "NOT met"
 
 
-def _correlations(rows: Sequence[Row]) -> list[str]:
+FIGURES = ("overlap", "angle", "crosstalk", "lost")
+"""Of the report (adapters.fusion.report)."""
+
+
+def _promises(rows: Sequence[Row]) -> list[str]:
     """Whether what weights and activations promise is what pictures keep."""
-    keys = ("overlap", "angle", "crosstalk", "lost", "neutral")
     lines = [
         "## What weights and activations say of pictures",
         "",
-        "Spearman's rank correlation of identity kept with the report's figures, over the groups and seeds of one way:",
+        "The report's figures, root mean squares over pairs and subjects, then means over groups and seeds; and Spearman's",
+        "rank correlation of identity kept with crosstalk and with what is lost, over the groups and seeds of one way.",
         "",
-        f"| | cells | {' | '.join(keys)} |",
-        "| --- |" + " ---: |" * (1 + len(keys)),
+        f"| | cells | kept | {' | '.join(FIGURES)} | ρ crosstalk | ρ lost |",
+        "| --- |" + " ---: |" * (4 + len(FIGURES)),
     ]
-    everything: list[Found] = []
+    means: list[tuple[float, list[float]]] = []
     for variant in variants():
         cells = [f for g in groups() for f in found_of(rows, g, variant) if f.joint.get("report")]
-        everything += cells
         if len(cells) > 3:
-            lines.append(f"| {variant.name} | {len(cells)} | {_correlated(cells, keys)} |")
-    if len(everything) > 3:
-        lines.append(f"| all | {len(everything)} | {_correlated(everything, keys)} |")
+            kept = _share(cells, lambda f: metric.kept(f.cell)).value
+            means.append((kept, [_mean(cells, key) for key in FIGURES]))
+            figures = " | ".join(f"{value:.2f}" for value in means[-1][1])
+            told = " | ".join(f"{_correlation(cells, key):+.2f}" for key in ("crosstalk", "lost"))
+            lines.append(f"| {variant.name} | {len(cells)} | {100 * kept:.0f} | {figures} | {told} |")
+    if len(means) > 3:
+        kept_by = [kept for kept, _ in means]
+        across = [metric.rank_correlation([m[n] for _, m in means], kept_by) for n in range(len(FIGURES))]
+        told = ", ".join(f"{key} {value:+.2f}" for key, value in zip(FIGURES, across, strict=True))
+        lines += ["", f"Over the ways, rank correlation of identity kept with: {told}."]
     return lines
 
 
-def _correlated(cells: list[Found], keys: Sequence[str]) -> str:
+def _mean(cells: list[Found], key: str) -> float:
+    return sum(found.joint["report"][key] for found in cells) / len(cells)
+
+
+def _correlation(cells: list[Found], key: str) -> float:
     kept = [part / whole if whole else 0.0 for part, whole in (metric.kept(f.cell) for f in cells)]
-    figures = ([abs(f.joint["report"][key] or 0.0) for f in cells] for key in keys)
-    return " | ".join(f"{metric.rank_correlation(values, kept):+.2f}" for values in figures)
+    return metric.rank_correlation([found.joint["report"][key] for found in cells], kept)
 
 
 def _validity(valid: Sequence[Row]) -> list[str]:
