@@ -185,8 +185,8 @@ def _promises(rows: Sequence[Row]) -> list[str]:
     lines = [
         "## What weights and activations say of pictures",
         "",
-        "The report's figures, root mean squares over pairs and subjects, then means over groups and seeds; and Spearman's",
-        "rank correlation of identity kept with crosstalk and with what is lost, over the groups and seeds of one way.",
+        "The report's figures, root mean squares over pairs and subjects, then means over groups and seeds; and",
+        "Spearman's rank correlation of identity kept with crosstalk and with what is lost, over the cells of one way.",
         "",
         f"| | cells | kept | {' | '.join(FIGURES)} | ρ crosstalk | ρ lost |",
         "| --- |" + " ---: |" * (4 + len(FIGURES)),

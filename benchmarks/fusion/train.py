@@ -34,6 +34,7 @@ KINDS = {
         "quick", 200, 3e-3, {"method": "spectral-a", "rank": 8, "confined": True}, slotted=True
     ),
     "spectral-r": Kind("quick", 200, 2e-3, {"method": "spectral-r", "rank": 8}, slotted=True),
+    "oft": Kind("quick", 200, 1e-3, {"method": "oft"}),
 }
 
 
