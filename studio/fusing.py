@@ -155,16 +155,20 @@ def _concepts(base: Base, files: Sequence[AnyFile], weights: Sequence[float], co
     return found
 
 
+def prompts_of(cards: Sequence[AdapterCard]) -> list[list[str]]:
+    """What activations are gathered on: each subject's own prompts, and neutral ones last."""
+    subjects = [f"{card.trigger} {card.class_word}".strip() or "subject" for card in cards]
+    classes = [card.class_word or "thing" for card in cards]
+    neutral = [text.format(classes[number % len(classes)]) for number, text in enumerate(_NEUTRAL)]
+    return [*([text.format(subject) for text in _OWN] for subject in subjects), neutral]
+
+
 def _activations(
     base: Base, changes: Changes, files: Sequence[AnyFile], samples: int, console: Console
 ) -> dict[str, LayerGrams]:
-    subjects = [f"{file.card.trigger} {file.card.class_word}".strip() or "subject" for file in files]
-    own = [[text.format(subject) for text in _OWN] for subject in subjects]
-    classes = [file.card.class_word or "thing" for file in files]
-    neutral = [text.format(classes[number % len(classes)]) for number, text in enumerate(_NEUTRAL)]
     grams: dict[str, LayerGrams] = {}
     with console.status("drawing each subject's prompts"):
-        for found in gather(base, changes, [*own, neutral], samples=samples):
+        for found in gather(base, changes, prompts_of([file.card for file in files]), samples=samples):
             if isinstance(found, Progress):
                 console.print(f"Looked at {found.done} of {found.total} sets of prompts.", highlight=False)
             else:
