@@ -112,8 +112,8 @@ def _joint(
             return _keep(work, about, begin, _automatic(wanted, files, sets), None)
         placed = dict(enumerate(sets)) if variant.regions == "given" else {}
         return _cell(work, about, wanted, sets, placed)
-    except UserInputError as refusal:
-        return about | {"refused": str(refusal)}
+    except Exception as error:  # a way that refuses or fails is a row; the others are still wanted
+        return about | {"refused": str(error) if isinstance(error, UserInputError) else repr(error)}
     finally:
         for adapters in sets:
             adapters.detach()
