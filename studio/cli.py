@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from studio import __version__
+from studio import __version__, slot_commands
 
 
 class _Commands(TyperGroup):
@@ -272,6 +272,9 @@ def merge(
     from studio import reshaping
 
     _print(reshaping.merge(adapters, strength or [], out, base, Console(stderr=True)))
+
+
+app.command("slots")(slot_commands.slots)
 
 
 @app.command()

@@ -182,6 +182,7 @@ def _card(how: str, paths: Sequence[Path], files: Sequence[AnyFile], weights: Se
         FusedConcept(
             trigger=file.card.trigger,
             class_word=file.card.class_word,
+            concept=file.card.concept,
             sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
             weight=weight,
         )
@@ -196,6 +197,8 @@ def _card(how: str, paths: Sequence[Path], files: Sequence[AnyFile], weights: Se
             "created": timestamp(),
             "studio_version": __version__,
             "thumbnail": "",
+            "concept": "",
+            "slots": 0,
             "fused_by": how,
             "concepts": concepts,
         }

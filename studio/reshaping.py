@@ -38,7 +38,7 @@ def resize(adapter: Path, rank: int, out: Path, base_name: str | None, console: 
     for name, one in adapters.adapters.items():
         delta = delta_of(one, master(one.site.weight), rank)
         deltas[name] = truncated(one.site, delta, rank) if delta.rank > rank else delta
-    card = file.card.model_copy(update={"created": timestamp(), "studio_version": __version__})
+    card = file.card.model_copy(update={"slots": 0, "created": timestamp(), "studio_version": __version__})
     save_adapter(out, lora_of(base.components, adapters.targets, deltas), card)
     yield f"{out}: rank {rank}, {_loss(deltas)}"
 
