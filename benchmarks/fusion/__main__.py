@@ -75,10 +75,10 @@ def score_all(work: Path) -> dict[str, Any]:
 def about(rows: list[dict[str, Any]]) -> str:
     """A sentence on what was measured, and where."""
     pictures = max(row["pictures"] for row in rows if "pictures" in row)
-    seeds = {row["seed"] for row in rows if "seed" in row}
+    seeds = sorted({row["seed"] for row in rows if row["what"] == "joint"})
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "a CPU"
     return (
-        f"{pictures} pictures a cell, {len(seeds)} seeds of training, {datetime.now(UTC):%Y-%m-%d}, scored on {where}."
+        f"{pictures} pictures a cell, training seeds {', '.join(map(str, seeds))}, {datetime.now(UTC):%Y-%m-%d}, scored on {where}."
     )
 
 
