@@ -21,6 +21,7 @@ from adapters.adapter_set import AdapterSet, LayerOverride
 from adapters.atomic import atomic_path
 from adapters.base import AdapterSpec
 from adapters.errors import FileFormatError, StudioError, UserInputError
+from adapters.extras import extras_in, is_extra
 from adapters.inject import base_hash, build
 from adapters.registry import parse_spec
 from adapters.safe import read_safe_header, read_safe_tensors, refuse_nonfinite
@@ -113,6 +114,7 @@ def save_adapter(
     tensors = {name: t.cpu().contiguous() for name, t in adapter_set.file_state().items()}
     for name in adapter_set.factor_names():
         tensors[name] = tensors[name].to(_STORED[dtype])
+    tensors |= {name: tensor.cpu().contiguous() for name, tensor in adapter_set.extras.tensors().items()}
     refuse_nonfinite(tensors, "This adapter")
     metadata = {
         "format": FORMAT,
@@ -185,9 +187,10 @@ def attach_file(
     adapter_set = build(
         components, header.spec, header.targets, seed=0, overrides=header.overrides, decomposer=Unread()
     )
-    adapter_set.check_shapes(header.shapes)
+    adapter_set.check_shapes({name: shape for name, shape in header.shapes.items() if not is_extra(name)})
     tensors = source.tensors if isinstance(source, AdapterFile) else read_safe_tensors(source)
-    adapter_set.load_state_dict(tensors)
+    adapter_set.load_state_dict({name: tensor for name, tensor in tensors.items() if not is_extra(name)})
+    adapter_set.bind(extras_in(tensors), components)
     if header.card.base_hash:
         adapter_set.warning = _other_base(header.card, known_hash or base_hash(components))
     adapter_set.attach(None if part is None else _layers_of_part(components, adapter_set, part))

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torch import nn
 
-from adapters.sites import Site, site_of
-
 _RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -98,16 +96,18 @@ def _in_block(path: str, numbers: Mapping[tuple[str, int, int], tuple[int, int]]
 
 def layers_of(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
     """Every Linear and Conv2d of a model by our path: text encoders' without the "text_model." that some have."""
-    return {
-        path.removeprefix("text_model."): module
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
-    }
+    return {path: module for path, module in _by_path(model) if isinstance(module, nn.Linear | nn.Conv2d)}
+
+
+def _by_path(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm | nn.GroupNorm):
+            yield path.removeprefix("text_model."), module
 
 
 def kohya_names(component: str, model: nn.Module) -> dict[str, str]:
-    """Layer's path → kohya's stem, "lora_unet_input_blocks_4_1_…"; layers that kohya does not know are left out."""
-    paths = layers_of(model)
+    """Layer's or norm's path → kohya's stem, "lora_unet_input_blocks_4_1_…"; what kohya does not know is left out."""
+    paths = [path for path, _ in _by_path(model)]
     if component == "unet":
         return {path: KOHYA["unet"] + name.replace(".", "_") for path, name in sgm_names(paths).items()}
     return {path: KOHYA[component] + path.replace(".", "_") for path in paths if path.startswith("encoder.layers.")}
@@ -118,28 +118,26 @@ def diffusers_names(component: str, model: nn.Module) -> dict[str, str]:
     return {path: DIFFUSERS[component] + path for path in layers_of(model)}
 
 
-def known_sites(components: Mapping[str, nn.Module]) -> dict[str, Site]:
-    """Every stem by which some program names a layer → the layer, under our name of it, "unet.down_blocks.…"."""
-    found: dict[str, Site] = {}
+def known_modules(components: Mapping[str, nn.Module]) -> dict[str, tuple[str, nn.Module]]:
+    """Every stem by which some program names a layer or norm → our name of it, "unet.down_blocks.…", and itself."""
+    found: dict[str, tuple[str, nn.Module]] = {}
     for component, model in components.items():
-        layers, kohya = layers_of(model), kohya_names(component, model)
-        sgm = sgm_names(layers) if component == "unet" else {}
-        for path, module in layers.items():
-            site = site_of(f"{component}.{path}", module)
-            for stem in _stems(component, path, kohya.get(path), sgm.get(path)):
-                found.setdefault(stem, site)
+        modules = dict(_by_path(model))
+        sgm = sgm_names(modules) if component == "unet" else {}
+        for path, module in modules.items():
+            for stem in _stems(component, path, sgm.get(path)):
+                found.setdefault(stem, (f"{component}.{path}", module))
     return found
 
 
-def _stems(component: str, path: str, kohya: str | None, sgm: str | None) -> Iterator[str]:
+def _stems(component: str, path: str, sgm: str | None) -> Iterator[str]:
     flat = path.replace(".", "_")
-    if kohya is not None:
-        yield kohya
     if component == "unet":
-        yield from (f"unet.{path}", f"lora_unet_{flat}", f"base_model.model.{path}", f"lycoris_{flat}", path)
         if sgm is not None:
+            yield from (f"{prefix}_{sgm.replace('.', '_')}" for prefix in ("lora_unet", "oft_unet"))
             yield from (f"diffusion_model.{sgm}", f"model.diffusion_model.{sgm}")
+        yield from (f"unet.{path}", f"lora_unet_{flat}", f"base_model.model.{path}", f"lycoris_{flat}", path)
         return
-    yield from (f"{component}.text_model.{path}", f"{component}.{path}")
+    yield from (f"{KOHYA[component]}{flat}", f"{component}.text_model.{path}", f"{component}.{path}")
     if component == "text_encoder":
         yield f"lora_te_text_model_{flat}"
