@@ -66,6 +66,12 @@ class AdapterCard(BaseModel, frozen=True, extra="ignore"):
     fused_by: str = Field(default="", description="The way to fuse, where this file was made of others.")
     concepts: tuple[FusedConcept, ...] = Field(default=(), description="What it was made of.")
 
+    @property
+    def subjects(self) -> list[tuple[str, str]]:
+        """Trigger and class word of each subject that the file was taught; those without a trigger left out."""
+        found = [(one.trigger, one.class_word) for one in self.concepts] or [(self.trigger, self.class_word)]
+        return [(trigger, class_word) for trigger, class_word in found if trigger]
+
 
 @dataclass(frozen=True)
 class AdapterHeader:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -53,3 +54,13 @@ def read(components: Components, path: Path, rank: int = 64) -> AdapterSet:
     adapters = attach_any(components, open_adapter(path), "", rank=rank)
     adapters.detach()
     return adapters
+
+
+def latents(pipe: StableDiffusionXLPipeline) -> Tensor:
+    """Two steps of one picture."""
+    pipe.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        return pipe(
+            "a photo of a sks dog", num_inference_steps=2, generator=torch.Generator().manual_seed(0),
+            output_type="latent", return_dict=False,
+        )[0]  # fmt: skip
