@@ -44,6 +44,13 @@ def is_extra(name: str) -> bool:
     return name.startswith((_VECTOR, _WORD))
 
 
+def extras_named(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The vectors and the words that tensors of these names hold."""
+    known = list(names)
+    words = [name.removeprefix(_WORD).partition(".")[2] for name in known if name.startswith(_WORD)]
+    return [name.removeprefix(_VECTOR) for name in known if name.startswith(_VECTOR)], list(dict.fromkeys(words))
+
+
 def extras_in(tensors: Mapping[str, Tensor]) -> Extras:
     """`Extras.tensors` backwards; others are skipped."""
     words: dict[str, dict[str, Tensor]] = {}

@@ -120,6 +120,8 @@ def test_they_travel_through_our_file_and_kohya_s_without_a_loss(components: Com
     found.detach()
     assert len(extras(found)) == 6
     save_adapter(tmp_path / "ours.safetensors", found, AdapterCard())
+    told = CliRunner().invoke(app, ["info", str(tmp_path / "ours.safetensors")]).output
+    assert "biases and norms: 4" in told and "words with embeddings: zwx" in told
     ours = attach_file(components, load_adapter(tmp_path / "ours.safetensors"))
     ours.detach()
     assert same(extras(ours), extras(found))

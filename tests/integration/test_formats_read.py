@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from adapters.errors import MismatchError
 from adapters.formats.foreign import read_foreign
+from adapters.formats.names import kohya_names
+from adapters.formats.open import attach_any, open_adapter
 from tests.formats import CONV, LAYER, SGM_CONV, SGM_LAYER, Components, change, read, trained, written
 from tests.tolerances import FP32, relative_error
 
@@ -110,3 +113,65 @@ def test_what_kohya_s_header_says_is_kept(tmp_path: Path):
     tags = json.dumps({"10_sks": {"sks dog": 12, "grass": 3}})
     path = written(tmp_path, {f"{SGM_LAYER}.diff": torch.zeros(2, 2)}, {"ss_tag_frequency": tags})
     assert read_foreign(path).card.trigger == "sks dog"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"unet.lora_alpha": 12}, 4.0),
+        ({"unet.lora_alpha": 12, "unet.use_rslora": True}, 12 / 3**0.5),
+        ({"unet.lora_alpha": 12, "unet.alpha_pattern": {"transformer_blocks.0.attn1.to_q": 6}}, 2.0),
+        ({"text_encoder.lora_alpha": 12}, 1.0),
+        ({"unet.lora_alpha": "many"}, 1.0),
+    ],
+    ids=["alpha", "rslora", "pattern", "another part's", "no number"],
+)
+def test_diffusers_says_alpha_in_the_header(
+    components: Components, tmp_path: Path, options: dict[str, object], expected: float
+):
+    a, b = torch.randn(3, 128), torch.randn(128, 3)
+    tensors = {f"unet.{LAYER}.lora_A.weight": a, f"unet.{LAYER}.lora_B.weight": b}
+    path = written(tmp_path, tensors, {"lora_adapter_metadata": json.dumps(options)})
+    (adapter,) = read(components, path).adapters.values()
+    assert relative_error(change(adapter), expected * b @ a) < FP32
+
+
+def test_peft_says_alpha_in_a_file_beside(components: Components, tmp_path: Path):
+    """The same that peft's own model computes."""
+    a, b = torch.randn(3, 128), torch.randn(128, 3)
+    tensors = {f"base_model.model.{LAYER}.lora_A.weight": a, f"base_model.model.{LAYER}.lora_B.weight": b}
+    path = written(tmp_path, tensors).rename(tmp_path / "adapter_model.safetensors")
+    for config, expected in ((LoraConfig(r=3, lora_alpha=6), 2.0), (None, 1.0)):
+        (tmp_path / "adapter_config.json").write_text("broken") if config is None else config.save_pretrained(tmp_path)
+        (adapter,) = read(components, path).adapters.values()
+        assert relative_error(change(adapter), expected * b @ a) < FP32
+
+
+B_LORA = {
+    "the paper's script": ("unet.{}", ".lora.down.weight", ".lora.up.weight"),
+    "diffusers": ("unet.{}", ".lora_A.weight", ".lora_B.weight"),
+    "kohya": ("lora_unet_{}", ".lora_down.weight", ".lora_up.weight"),
+}
+
+
+@pytest.mark.parametrize(("stem", "down", "up"), B_LORA.values(), ids=B_LORA)
+def test_b_lora_files_are_read_and_their_parts_chosen(
+    components: Components, tmp_path: Path, stem: str, down: str, up: str
+):
+    """B-LoRA (arXiv 2403.14572) trains the attentions of the first two transformers of up_blocks.0."""
+    paths = [
+        f"up_blocks.0.attentions.{n}.transformer_blocks.0.attn{k}.to_{x}" for n in (0, 1) for k in (1, 2) for x in "qkv"
+    ]
+    sgm = kohya_names("unet", components["unet"])
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        rows, columns = components["unet"].get_submodule(path).get_parameter("weight").shape
+        name = sgm[path] if stem.startswith("lora") else stem.format(path)
+        tensors |= {f"{name}{down}": torch.randn(2, columns), f"{name}{up}": torch.randn(rows, 2)}
+    file = open_adapter(written(tmp_path, tensors))
+    for part, number in (("content", 0), ("style", 1)):
+        adapters = attach_any(components, file, "", part)
+        hooked = {name for name, a in adapters.adapters.items() if a.site.module._forward_hooks}
+        adapters.detach()
+        assert adapters.warning is None and len(adapters.adapters) == 12
+        assert hooked == {f"unet.{path}" for path in paths if f"attentions.{number}." in path}
