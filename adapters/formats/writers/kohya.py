@@ -22,8 +22,8 @@ from adapters.sites import Site
 _BASE_VERSION = "sdxl_base_v1-0"
 """A1111 takes a file for SD 1 unless this begins with sdxl_."""
 _OF_VECTORS = {
-    "A1111": "yes, but for biases of layers",
-    "InvokeAI": "yes, but for biases of layers",
+    "A1111": "yes, but for the biases of layers, if any",
+    "InvokeAI": "yes, but for the biases of layers, if any",
     "kohya_ss": "yes, without biases and norms",
     "diffusers": "no: it refuses biases and norms",
 }
