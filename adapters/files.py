@@ -24,6 +24,7 @@ from adapters.atomic import atomic_path
 from adapters.base import AdapterSpec
 from adapters.columns import SpectralSpec
 from adapters.errors import FileFormatError, StudioError, UserInputError
+from adapters.extras import extras_in, is_extra
 from adapters.inject import base_hash, build
 from adapters.layer import master
 from adapters.registry import parse_spec
@@ -73,6 +74,12 @@ class AdapterCard(BaseModel, frozen=True, extra="ignore"):
     thumbnail: str = Field(default="", description="A small picture as a data: URL.")
     fused_by: str = Field(default="", description="The way to fuse, where this file was made of others.")
     concepts: tuple[FusedConcept, ...] = Field(default=(), description="What it was made of.")
+
+    @property
+    def subjects(self) -> list[tuple[str, str]]:
+        """Trigger and class word of each subject that the file was taught; those without a trigger left out."""
+        found = [(one.trigger, one.class_word) for one in self.concepts] or [(self.trigger, self.class_word)]
+        return [(trigger, class_word) for trigger, class_word in found if trigger]
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,7 @@ def save_adapter(
     tensors = {name: t.cpu().contiguous() for name, t in adapter_set.file_state().items()}
     for name in adapter_set.factor_names():
         tensors[name] = tensors[name].to(_STORED[dtype])
+    tensors |= {name: tensor.cpu().contiguous() for name, tensor in adapter_set.extras.tensors().items()}
     refuse_nonfinite(tensors, "This adapter")
     metadata = {
         "format": FORMAT,
@@ -201,9 +209,10 @@ def attach_file(
     adapter_set = build(
         components, header.spec, header.targets, seed=0, overrides=header.overrides, decomposer=Unread()
     )
-    adapter_set.check_shapes(header.shapes)
+    adapter_set.check_shapes({name: shape for name, shape in header.shapes.items() if not is_extra(name)})
     tensors = source.tensors if isinstance(source, AdapterFile) else read_safe_tensors(source)
-    adapter_set.load_state_dict(tensors)
+    adapter_set.load_state_dict({name: tensor for name, tensor in tensors.items() if not is_extra(name)})
+    adapter_set.bind(extras_in(tensors), components)
     if header.card.base_hash:
         adapter_set.warning = _other_base(header.card, known_hash or base_hash(components))
     adapter_set.attach(None if part is None else _layers_of_part(components, adapter_set, part))

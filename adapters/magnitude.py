@@ -51,8 +51,7 @@ class Magnitude(Adapter):
         In this order m/c − 1 keeps its digits in bf16, and v is the only output-sized tensor saved.
         """
         u = self.inner.delta(x, y_base)
-        bias = self.site.bias
-        v = u + (y_base if bias is None else y_base - self.site.per_output(bias).to(y_base.dtype))
+        v = u + self.site.without_bias(y_base)
         return u + self.site.per_output(self.gain_minus_one()).to(v.dtype) * v
 
     def gain_minus_one(self) -> Tensor:

@@ -103,6 +103,10 @@ class Site(ABC):
         """W x: the base layer's own product, without its bias. In x's dtype, or autocast's."""
         return self.apply_down(x, self.matricise(self.weight))
 
+    def without_bias(self, y: Tensor) -> Tensor:
+        """W x, of the layer's own output W x + b."""
+        return y if self.bias is None else y - self.per_output(self.bias).to(y.dtype)
+
     @abstractmethod
     def per_output(self, vector: Tensor) -> Tensor:
         """A number for each channel, [d] or [c], in the shape that broadcasts over an output or an input."""

@@ -209,18 +209,23 @@ def fuse(
 def export(
     adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="An adapter file or a run's folder.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write, ending in .safetensors.")],
-    form: Annotated[str, typer.Option("--format", metavar="NAME", help="kohya, diffusers or lokr.")] = "kohya",
+    form: Annotated[
+        str, typer.Option("--format", metavar="NAME", help="kohya, diffusers, lokr or merged-checkpoint.")
+    ] = "kohya",
     rank: Annotated[int, typer.Option(metavar="N", min=1, help="Rank for methods that have no exact LoRA form.")] = 64,
     dtype: Annotated[str, typer.Option(metavar="TYPE", help="fp16, bf16 or fp32.")] = "fp16",
     base: Annotated[
         str | None, typer.Option(metavar="BASE", help="Base; left out: the one the adapter was made on.")
     ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Without biases, norms and embedded words, which some programs refuse.")
+    ] = False,
 ) -> None:
-    """Write an adapter as other programs read it."""
+    """Write an adapter, or the base with it in its weights, as other programs read it."""
     _start()
     from studio import exporting
 
-    request = exporting.Request(adapter, form, out, rank, dtype, base)
+    request = exporting.Request(adapter, form, out, rank, dtype, base, plain)
     _print(exporting.export_adapter(request, Console(stderr=True)))
 
 

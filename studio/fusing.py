@@ -13,6 +13,7 @@ from rich.console import Console
 
 from adapters.atomic import atomic_path
 from adapters.errors import UnknownNameError, UserInputError
+from adapters.extras import summed
 from adapters.files import AdapterCard, FusedConcept, save_adapter
 from adapters.formats.open import AnyFile, attach_any, open_adapter
 from adapters.fusion.fuse import Changes, Concept, as_adapter, changes_of, fused_deltas
@@ -101,7 +102,8 @@ def fuse(request: Request, console: Console) -> Result:
     base.set_schedule(*common_schedule(files))
     changes = changes_of(_concepts(base, files, weights, console), request.options)
     samples = request.options.samples if way.samples_inputs else 0
-    grams = _activations(base, changes, files, samples, console) if request.prompts else None
+    with base.speaking(summed([(one.adapters.extras, 1.0) for one in changes.concepts]).words):
+        grams = _activations(base, changes, files, samples, console) if request.prompts else None
     deltas = fused_deltas(changes, way, request.options, grams)
     report = report_on(request.how, changes, deltas, grams)
     card = _card(request.how, paths, files, weights)

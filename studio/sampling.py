@@ -17,6 +17,7 @@ from rich.progress import track
 
 from adapters.adapter_set import AdapterSet
 from adapters.errors import MissingError, UnknownNameError, UserInputError
+from adapters.extras import summed
 from adapters.formats.open import AnyFile, attach_any, open_adapter
 from studio import __version__
 from studio.auto_regions import FoundRegions, is_auto
@@ -111,9 +112,12 @@ def sample(request: Request, console: Console) -> Path:
             sets.append(attached)
             if attached.warning:
                 warn(console, f"{one.path}: {attached.warning}")
+        stack.enter_context(base.speaking(summed([(attached.extras, 1.0) for attached in sets]).words))
         stack.enter_context(fast_sampling(base.unet, sets))
         wanted = recipes(request, base, [one.use() for one in loaded])
         size, guided = wanted[0].size, request.guidance > 1
+        if request.regions and any(attached.extras.vectors for attached in sets):
+            warn(console, "Changes of biases and norms act in the whole picture, not in a region alone.")
         if regions:
             stack.enter_context(drawing_regions(base, regions, places(regions, files, sets), size, guided))
         found = None
@@ -175,8 +179,7 @@ def common_schedule(files: Sequence[AnyFile]) -> tuple[str, bool]:
 def prompt_warnings(prompts: Sequence[str], files: Sequence[AnyFile]) -> Iterator[str]:
     """A sentence for each trigger that a prompt lacks: the subject will hardly show."""
     for file in files:
-        subjects = [(one.trigger, one.class_word) for one in file.card.concepts]
-        subjects = [(t, c) for t, c in subjects or [(file.card.trigger, file.card.class_word)] if t]
+        subjects = file.card.subjects
         for prompt in prompts:
             if subjects and not any(has_word(prompt, trigger) for trigger, _ in subjects):
                 phrase = '" or "'.join(f"{trigger} {word}".strip() for trigger, word in subjects)

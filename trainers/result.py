@@ -13,6 +13,7 @@ from adapters.files import AdapterCard, save_adapter
 from trainers.concept import concept_id
 from trainers.config import TrainConfig
 from trainers.sdxl import Base
+from trainers.thumbnail import thumbnail_of
 
 ADAPTER_NAME = "adapter.safetensors"
 
@@ -54,6 +55,7 @@ def save_result(
         zero_terminal_snr=config.objective.zero_terminal_snr,
         created=timestamp(),
         studio_version=product_version(),
+        thumbnail=thumbnail_of(out),
     )
     path = out / ADAPTER_NAME
     save_adapter(path, adapter, card)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import diffusers
@@ -22,6 +22,7 @@ from trainers.file_hash import files_hash
 from trainers.placement import visiting
 from trainers.sources import TRAINED_PARTS, find_source, load_pipeline, with_schedule
 from trainers.text import TextStates, encode_tokens, tokenize
+from trainers.words import Vocabulary, Words, speaking
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("EulerDiscreteScheduler", {}),
@@ -44,6 +45,7 @@ class Base:
     dtype: torch.dtype
     hash: str
     vae_hash: str
+    vocabulary: Vocabulary = field(default_factory=Vocabulary)
 
     @property
     def unet(self) -> UNet2DConditionModel:
@@ -62,6 +64,12 @@ class Base:
     def using(self, *names: str) -> Generator[None]:
         """Within, these parts of the pipeline are on the device."""
         with visiting([self.pipe.components[name] for name in names], self.device):
+            yield
+
+    @contextmanager
+    def speaking(self, words: Words) -> Generator[None]:
+        """Within, these words of a prompt mean their embeddings (trainers.words)."""
+        with speaking(self.pipe, self.vocabulary, words):
             yield
 
     @property
@@ -103,7 +111,8 @@ class Base:
 
     def tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Token ids "b l" for the first and the second encoder, on the device."""
-        first, second = tokenize(self.pipe.tokenizer, texts), tokenize(self.pipe.tokenizer_2, texts)
+        first = tokenize(self.pipe.tokenizer, self.vocabulary.spell("text_encoder", texts))
+        second = tokenize(self.pipe.tokenizer_2, self.vocabulary.spell("text_encoder_2", texts))
         return first.to(self.device), second.to(self.device)
 
     @torch.no_grad()
@@ -198,12 +207,18 @@ def _conditions(
     base: Base, pipe: StableDiffusionXLPipeline, prompts: list[str], negative: str, guidance: float
 ) -> dict[str, Tensor | None]:
     """What the UNet is told, a row a prompt, before the text encoders leave the device."""
+    first, second = (
+        {"prompt": base.vocabulary.spell(encoder, prompts), "negative": base.vocabulary.spell(encoder, [negative])}
+        for encoder in ("text_encoder", "text_encoder_2")
+    )
     with base.using("text_encoder", "text_encoder_2"):
         found = cast(Any, pipe).encode_prompt(  # its annotations know of one prompt only
-            prompts,
+            first["prompt"],
+            second["prompt"],
             device=base.device,
             do_classifier_free_guidance=guidance > 1,
-            negative_prompt=[negative] * len(prompts) if negative else None,
+            negative_prompt=first["negative"] * len(prompts) if negative else None,
+            negative_prompt_2=second["negative"] * len(prompts) if negative else None,
         )
     return dict(zip(_CONDITIONS, found, strict=True))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.formats import Components
 from tests.support import BASE, make_pictures
 from trainers.sdxl import Base, load_base
 
@@ -23,3 +24,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def base() -> Base:
     return load_base(BASE)
+
+
+@pytest.fixture(scope="module")
+def components(base: Base) -> Components:
+    return dict(base.components)
