@@ -47,6 +47,8 @@ class Failure:
     what: str
     fix: str
     code: int
+    remedy: str | None = None
+    """The preset that would help, for a button that tries again with it."""
 
 
 def explain(error: BaseException) -> Failure:
@@ -64,6 +66,7 @@ def explain(error: BaseException) -> Failure:
             "The GPU ran out of memory.",
             "Use --preset low-memory, a smaller --set batch_size=1, or a smaller --set data.resolution=768.",
             1,
+            remedy="low-memory",
         )
     return Failure(
         f"This is a bug in Spectral Studio: {type(error).__name__}: {_first_line(error)}",
