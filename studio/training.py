@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +14,7 @@ from studio import __version__, config, runs
 from studio.failures import Interrupted
 from studio.progress import display_for
 from studio.slots import beside
+from studio.stopping import Stop
 from trainers.config import TrainConfig
 from trainers.events import Command, Event, Finished, Started
 from trainers.loop import train
@@ -81,14 +79,17 @@ def run_training(request: Request, console: Console) -> Path:
     """Train and show; returns the adapter's path. Raises Interrupted where a signal stopped it."""
     whole = configure(request)
     out = out_folder(request, whole)
-    with runs.open_run(out, whole, resume=request.resume) as folder, _Stop().listening() as stop:
+    with runs.open_run(out, whole, resume=request.resume) as folder, Stop().listening() as stop:
 
         def started() -> None:
             # Not before: a resume that is refused must leave the run's own configuration as it was.
             folder.write_config(whole, f"spectral-studio {__version__}")
-            stop.started()
+            stop.patient = True  # while it steps
 
-        stream = folder.record(train(whole, out, resume=request.resume, commands=stop.command))
+        def command() -> Command | None:
+            return "pause" if stop.asked else None
+
+        stream = folder.record(train(whole, out, resume=request.resume, commands=command))
         last = _show(stream, console, started)
     if isinstance(last, Finished) and last.adapter is not None:
         return last.adapter
@@ -103,35 +104,3 @@ def _show(stream: Iterator[Event], console: Console, on_started: Callable[[], No
                 on_started()
             display.show(last)
     return last
-
-
-class _Stop:
-    """The first Ctrl+C (or SIGTERM) while it steps lets the step finish and saves; any other ends at once."""
-
-    def __init__(self) -> None:
-        self._signal: int | None = None
-        self._running = False
-
-    def started(self) -> None:
-        self._running = True
-
-    def command(self) -> Command | None:
-        return "pause" if self._signal is not None else None
-
-    @property
-    def exit_code(self) -> int:
-        return 128 + (self._signal or signal.SIGINT)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._signal is not None or not self._running:
-            raise KeyboardInterrupt
-        self._signal = number
-
-    @contextmanager
-    def listening(self) -> Generator[_Stop]:
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

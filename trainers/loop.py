@@ -56,7 +56,7 @@ def train(
     commands: Commands = never,
     cache: TensorCache | None = None,
     bases: Bases = load_for,
-) -> Iterator[Event]:
+) -> Generator[Event]:
     """Teach the base a subject; leaves `out`/adapter.safetensors, checkpoints and samples.
 
     The same configuration, pictures and seed give the same file bit for bit on a CPU, interrupted or not. The base that
