@@ -19,12 +19,12 @@ class Chunk:
 
 
 def read(path: Path, offset: int = 0) -> Chunk:
-    """The whole lines from `offset` on; from the start where the file is shorter (another run has begun in it)."""
+    """The whole lines from `offset` on; from the start where no line ends there (another run has begun in it)."""
     try:
         with path.open("rb") as file:
-            if offset > file.seek(0, os.SEEK_END):
-                offset = 0
-            file.seek(offset)
+            file.seek(max(0, offset - 1))
+            if offset and file.read(1) != b"\n":
+                file.seek(offset := 0)
             content = file.read()
     except FileNotFoundError:
         return Chunk([], 0)

@@ -75,6 +75,7 @@ class JobRun:
         Raises StudioError where the store itself cannot be written: the job is then found as any dead worker's.
         """
         id = self.claim.job.id
+        self._say(f"Job {id}: {self.claim.job.title}, attempt {self.claim.job.attempts}.")
         try:
             self.claim.end(self._train())
         except Lost:
@@ -113,6 +114,7 @@ class JobRun:
     def _make_ready(self, whole: TrainConfig) -> bool:
         """Whether it goes on from a checkpoint. A job that has never run must not find another run in its folder."""
         job, path = self.claim.job, self.folder.path
+        self.folder.remove_leftovers()
         if job.started is None:
             runs.check_folder(path, whole, resume=job.request.resume)
         if job.attempts == 1 and not job.request.resume:
@@ -125,8 +127,8 @@ class JobRun:
         if isinstance(event, events.Started):
             self.claim.begin()
             self.folder.write_config(whole, f"spectral-studio {__version__}")
-        if isinstance(event, events.Started | events.Stepped):
-            self._stepping = event.step < event.steps
+        if isinstance(event, events.Started | events.Saved):  # after the last step's checkpoint nothing is lost
+            self._stepping = event.step < whole.steps
         often = isinstance(event, events.Stepped | events.Progress)
         if not often or time.monotonic() - self._reported >= _REPORT_SECONDS:
             self.claim.report(self.tracker.summary, saved=isinstance(event, events.Saved))

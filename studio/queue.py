@@ -24,7 +24,7 @@ from studio.event_log import Chunk
 from studio.failures import Failure
 from studio.paths import data_dir, state_dir
 from studio.store import Ask, Job, State, Store, TrainRequest, jobs
-from studio.store.states import ACTIVE, AT_ONCE, TOLD, WAITING
+from studio.store.states import ACTIVE, AT_ONCE, GIVEN_UP, TOLD, WAITING
 
 MAX_CRASHES = 3
 """Workers that may die over a job, without a checkpoint in between, before it is given up."""
@@ -120,8 +120,9 @@ class Queue:
         """A failed or cancelled job waits again, and goes on from its last checkpoint."""
         with self.store.writing() as session:
             job = jobs.find(session, id)
-            if not jobs.requeue(session, job.id):
+            if job.state not in GIVEN_UP:
                 raise UserInputError(f"Job {job.id} is {job.state}.", "Only failed and cancelled jobs are tried again.")
+            jobs.requeue(session, job.id)
             session.refresh(job)
             return job
 

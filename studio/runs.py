@@ -21,6 +21,7 @@ from trainers.events import Event
 from trainers.result import ADAPTER_NAME
 
 RUNS = Path("runs")
+_LEFTOVERS = (f".{ADAPTER_NAME}.*.part", ".config.yaml.*.part", "checkpoints/.step-*.part", "samples/.step-*.part")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,12 @@ class RunFolder:
     def write_config(self, config: TrainConfig, heading: str) -> None:
         with atomic_path(self.config) as temporary:
             temporary.write_text(to_yaml(config, heading), encoding="utf-8")
+
+    def remove_leftovers(self) -> None:
+        """Deletes what a killed process has left half-written; to be called under the lock."""
+        for pattern in _LEFTOVERS:
+            for part in self.path.glob(pattern):
+                part.unlink(missing_ok=True)
 
     def read_events(self) -> Iterator[Event]:
         """Events so far; a last line that is cut off (the machine stopped) is left out."""
@@ -89,6 +96,7 @@ def open_run(out: Path, config: TrainConfig, *, resume: bool) -> Generator[RunFo
             f"Another process is training in {out}.", "Wait for it, or choose another folder with --out."
         )
     try:
+        run.remove_leftovers()
         if not resume:
             _refuse_old_run(run)
             run.events.unlink(missing_ok=True)

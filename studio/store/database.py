@@ -49,6 +49,7 @@ class Store:
     def writing(self) -> Generator[Session]:
         """A transaction that nobody else's comes between: committed at the end, or undone by any error."""
         with _explained(self.path), Session(self._writer, expire_on_commit=False) as session, session.begin():
+            session.connection()  # begins here, not at the first statement
             yield session
 
     def close(self) -> None:

@@ -108,9 +108,9 @@ def transition(session: Session, id: str, target: State, *, attempt: int | None 
     return moved
 
 
-def requeue(session: Session, id: str, target: State = "queued") -> bool:
-    """A job that is over waits again, at the end of the queue, with its past failures forgotten."""
-    return transition(session, id, target, position=_end(session), failure=None, finished=None, crashes=0)
+def requeue(session: Session, id: str) -> None:
+    """A job that was given up waits again, at the end of the queue, with its past failures forgotten."""
+    transition(session, id, "queued", position=_end(session), failure=None, finished=None, crashes=0)
 
 
 def first_waiting(session: Session, after: int) -> Job | None:

@@ -27,6 +27,8 @@ ACTIVE: tuple[State, ...] = ("preparing", "running")
 """A worker is at it and holds the lock of its folder; where nobody holds it, the worker has died."""
 WAITING: tuple[State, ...] = ("queued", "interrupted")
 """A worker will take it up."""
+GIVEN_UP: tuple[State, ...] = ("failed", "cancelled")
+"""A person may ask for it to be tried again."""
 OVER: tuple[State, ...] = ("done", "failed", "cancelled")
 """Nothing happens to it unless a person asks."""
 
