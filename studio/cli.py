@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from studio import __version__, slot_commands
+from studio import __version__, cli_jobs, options, slot_commands
 
 
 class _Commands(TyperGroup):
@@ -70,52 +70,26 @@ def _root(
 
 @app.command()
 def train(
-    folder: Annotated[
-        Path | None, typer.Argument(metavar="FOLDER", help="Folder of pictures, with captions beside them or not.")
-    ] = None,
-    trigger: Annotated[
-        str | None, typer.Option(metavar="WORD", help="Word that will stand for the subject, such as sks.")
-    ] = None,
-    class_word: Annotated[
-        str | None, typer.Option("--class", metavar="WORD", help="What the subject is, such as dog.")
-    ] = None,
-    base: Annotated[
-        str | None, typer.Option(metavar="BASE", help="embedded, a hub id, a diffusers folder or a .safetensors file.")
-    ] = None,
-    adapter: Annotated[str | None, typer.Option(metavar="NAME", help="Method; studio adapters lists them.")] = None,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="Optimizer steps.")] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="quick, balanced (unless said otherwise), best, small-gpu, low-memory or b-lora."
-        ),
-    ] = None,
-    config: Annotated[Path | None, typer.Option(metavar="FILE.yaml", help="Keys from a YAML file.")] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key, such as adapter.rank=32.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the run; left out: runs/<trigger>-<class>-<n>.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out stopped.")] = False,
-    beside: Annotated[
-        list[Path] | None,
-        typer.Option("--with", metavar="ADAPTER", help="Learn on columns that this adapter does not use."),
-    ] = None,
+    folder: options.Folder = None,
+    trigger: options.Trigger = None,
+    class_word: options.ClassWord = None,
+    base: options.Base = None,
+    adapter: options.Adapter = None,
+    steps: options.Steps = None,
+    preset: options.Preset = None,
+    config: options.Config = None,
+    assignments: options.Assignments = None,
+    out: options.Out = None,
+    resume: options.Resume = False,
+    beside: options.Beside = None,
 ) -> None:
     """Teach a base the subject in FOLDER; leaves DIR/adapter.safetensors, samples and config.yaml."""
     _start()
-    from studio.training import Request, run_training
+    from studio.training import run_training
 
-    flags = {
-        "data.folder": None if folder is None else str(folder.expanduser().absolute()),
-        "data.captions.trigger": trigger,
-        "data.captions.class_word": class_word,
-        "base": base,
-        "adapter.method": adapter,
-        "steps": steps,
-    }
-    request = Request(flags, preset, config, assignments or (), out, resume, beside or ())
+    request = options.request(
+        folder, trigger, class_word, base, adapter, steps, preset, config, assignments, out, resume, beside
+    )
     typer.echo(run_training(request, Console(stderr=True)))
 
 
@@ -311,6 +285,9 @@ def doctor() -> None:
         mark, style = marks[finding.level]
         console.print(f"[{style}]{mark}[/] ", end="")
         console.print(finding.text, markup=False, highlight=False, soft_wrap=True)
+
+
+cli_jobs.add_to(app)
 
 
 def _start() -> None:

@@ -47,6 +47,8 @@ class Failure:
     what: str
     fix: str
     code: int
+    remedy: str | None = None
+    """The preset that would help, for a button that tries again with it."""
 
 
 def explain(error: BaseException) -> Failure:
@@ -59,17 +61,27 @@ def explain(error: BaseException) -> Failure:
         return Failure("Stopped.", "What was saved before stays; nothing half-written is left.", INTERRUPTED_CODE)
     if isinstance(error, OSError) and (known := _explain_os(error)):
         return known
-    if type(error).__name__ == "OutOfMemoryError":
+    if (place := _out_of_memory(error)) is not None:
         return Failure(
-            "The GPU ran out of memory.",
+            f"{place} ran out of memory.",
             "Use --preset low-memory, a smaller --set batch_size=1, or a smaller --set data.resolution=768.",
             1,
+            remedy="low-memory",
         )
     return Failure(
         f"This is a bug in Spectral Studio: {type(error).__name__}: {_first_line(error)}",
         f"The traceback is in {write_log(error)}; please send it with what you did.",
         BUG_CODE,
     )
+
+
+def _out_of_memory(error: BaseException) -> str | None:
+    """Which memory it was; torch has a class for the GPU's, and for main memory only a text."""
+    if type(error).__name__ == "OutOfMemoryError" or "CUDA error: out of memory" in str(error):
+        return "The GPU"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        return "The machine"
+    return None
 
 
 def _explain_os(error: OSError) -> Failure | None:

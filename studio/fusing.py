@@ -24,8 +24,8 @@ from studio.config import set_layer
 from studio.heat_map import heat_map
 from studio.sampling import adapter_path, common_base, common_schedule, warn
 from trainers.activations import gather
+from trainers.bases import pick_device, pick_dtype
 from trainers.events import Progress
-from trainers.loop import pick_device, pick_dtype
 from trainers.result import timestamp
 from trainers.sdxl import Base, load_base
 

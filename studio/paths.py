@@ -15,6 +15,14 @@ def state_dir() -> Path:
     return (Path(base) if base else Path.home() / ".local" / "state") / "spectral-studio"
 
 
+def data_dir() -> Path:
+    """Jobs and the library: $SPECTRAL_STUDIO_DATA, or spectral-studio in $XDG_DATA_HOME (~/.local/share)."""
+    if chosen := os.environ.get("SPECTRAL_STUDIO_DATA"):
+        return Path(chosen).expanduser().absolute()
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "spectral-studio"
+
+
 def slug(text: str, limit: int = 40) -> str:
     """A file name from a text: lower case letters, digits and dashes."""
     words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -10,18 +10,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from adapters.atomic import atomic_path
 from adapters.errors import MissingError, UserInputError
+from studio import event_log, locks
 from studio.config import to_yaml
 from studio.paths import next_free, numbered, slug
 from trainers.checkpoint import newest
 from trainers.config import TrainConfig
-from trainers.events import Event, parse_event
+from trainers.events import Event
 from trainers.result import ADAPTER_NAME
 
 RUNS = Path("runs")
+_LEFTOVERS = (f".{ADAPTER_NAME}.*.part", ".config.yaml.*.part", "checkpoints/.step-*.part", "samples/.step-*.part")
 
 
 @dataclass(frozen=True)
@@ -46,30 +46,19 @@ class RunFolder:
         with atomic_path(self.config) as temporary:
             temporary.write_text(to_yaml(config, heading), encoding="utf-8")
 
+    def remove_leftovers(self) -> None:
+        """Deletes what a killed process has left half-written; to be called under the lock."""
+        for pattern in _LEFTOVERS:
+            for part in self.path.glob(pattern):
+                part.unlink(missing_ok=True)
+
     def read_events(self) -> Iterator[Event]:
         """Events so far; a last line that is cut off (the machine stopped) is left out."""
-        if not self.events.exists():
-            return
-        for line in self.events.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                yield parse_event(line)
+        yield from event_log.read(self.events).events
 
     def record(self, events: Iterable[Event]) -> Iterator[Event]:
-        """Pass events on, each appended to events.jsonl first; a cut-off last line is taken away before."""
-        _drop_partial_line(self.events)
-        with self.events.open("a", encoding="utf-8", buffering=1) as file:
-            for event in events:
-                file.write(event.model_dump_json() + "\n")
-                yield event
-
-
-def _drop_partial_line(path: Path) -> None:
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        path.write_bytes(whole)
+        """Pass events on, each appended to events.jsonl first."""
+        return event_log.record(self.events, events)
 
 
 def default_out(trigger: str, class_word: str) -> Path:
@@ -100,19 +89,32 @@ def open_run(out: Path, config: TrainConfig, *, resume: bool) -> Generator[RunFo
     where it is the folder of the pictures.
     """
     run = RunFolder(out)
-    if out.resolve() == Path(config.data.folder).resolve():
-        raise UserInputError(f"{out} is the folder of the pictures.", "Choose another folder with --out.")
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(out / ".lock", timeout=0):
-            if not resume:
-                _refuse_old_run(run)
-                run.events.unlink(missing_ok=True)
-            yield run
-    except Timeout as error:
+    _refuse_pictures(out, config)
+    lock = locks.hold(locks.run_lock(out))
+    if lock is None:
         raise UserInputError(
             f"Another process is training in {out}.", "Wait for it, or choose another folder with --out."
-        ) from error
+        )
+    try:
+        run.remove_leftovers()
+        if not resume:
+            _refuse_old_run(run)
+            run.events.unlink(missing_ok=True)
+        yield run
+    finally:
+        lock.release()
+
+
+def check_folder(out: Path, config: TrainConfig, *, resume: bool) -> None:
+    """What `open_run` would refuse but for another process, without touching the folder."""
+    _refuse_pictures(out, config)
+    if not resume:
+        _refuse_old_run(RunFolder(out))
+
+
+def _refuse_pictures(out: Path, config: TrainConfig) -> None:
+    if out.resolve() == Path(config.data.folder).resolve():
+        raise UserInputError(f"{out} is the folder of the pictures.", "Choose another folder with --out.")
 
 
 def _refuse_old_run(run: RunFolder) -> None:

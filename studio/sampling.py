@@ -24,9 +24,9 @@ from studio.auto_regions import FoundRegions, is_auto
 from studio.paths import next_free, slug
 from studio.recipe import AdapterUse, Recipe, save_png
 from studio.regions import drawing_regions, parse_regions, places
+from trainers.bases import pick_device, pick_dtype
 from trainers.captions import has_word
 from trainers.fast.sampling import fast_sampling
-from trainers.loop import pick_device, pick_dtype
 from trainers.result import ADAPTER_NAME
 from trainers.samples import grid
 from trainers.sdxl import SCHEDULERS, Base, generate, load_base

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -18,6 +15,7 @@ from studio.failures import Interrupted
 from studio.progress import display_for
 from studio.sampling import warn
 from studio.slots import beside, claimed
+from studio.stopping import Stop
 from trainers.config import TrainConfig
 from trainers.events import Command, Event, Finished, Started
 from trainers.loop import train
@@ -85,7 +83,7 @@ def run_training(request: Request, console: Console) -> Path:
     with (
         runs.open_run(out, whole, resume=request.resume) as folder,
         claimed(whole, out, insist=not (request.beside or request.resume)) as (whole, warning),
-        _Stop().listening() as stop,
+        Stop().listening() as stop,
     ):
         if warning:
             warn(console, warning)
@@ -93,9 +91,12 @@ def run_training(request: Request, console: Console) -> Path:
         def started() -> None:
             # Not before: a resume that is refused must leave the run's own configuration as it was.
             folder.write_config(whole, f"spectral-studio {__version__}")
-            stop.started()
+            stop.patient = True  # while it steps
 
-        stream = folder.record(train(whole, out, resume=request.resume, commands=stop.command))
+        def command() -> Command | None:
+            return "pause" if stop.asked else None
+
+        stream = folder.record(train(whole, out, resume=request.resume, commands=command))
         last = _show(stream, console, started)
     if isinstance(last, Finished) and last.adapter is not None:
         return last.adapter
@@ -110,35 +111,3 @@ def _show(stream: Iterator[Event], console: Console, on_started: Callable[[], No
                 on_started()
             display.show(last)
     return last
-
-
-class _Stop:
-    """The first Ctrl+C (or SIGTERM) while it steps lets the step finish and saves; any other ends at once."""
-
-    def __init__(self) -> None:
-        self._signal: int | None = None
-        self._running = False
-
-    def started(self) -> None:
-        self._running = True
-
-    def command(self) -> Command | None:
-        return "pause" if self._signal is not None else None
-
-    @property
-    def exit_code(self) -> int:
-        return 128 + (self._signal or signal.SIGINT)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._signal is not None or not self._running:
-            raise KeyboardInterrupt
-        self._signal = number
-
-    @contextmanager
-    def listening(self) -> Generator[_Stop]:
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

@@ -11,6 +11,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     SPECTRAL_STUDIO_CACHE=f"{_HOME}/cache",
     SPECTRAL_STUDIO_STATE=f"{_HOME}/state",
+    SPECTRAL_STUDIO_DATA=f"{_HOME}/data",
     COLUMNS="200",
 )
 

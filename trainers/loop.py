@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Literal
 
 import psutil
 import torch
-from torch import nn
 from torch.utils.checkpoint import checkpoint as checkpoint_of
 
 from adapters.adapter_set import AdapterSet
@@ -21,10 +21,11 @@ from adapters.errors import DivergedError, MissingError, UserInputError
 from adapters.inject import building
 from adapters.svd import Decomposer
 from trainers import checkpoint, dreambooth, images, samples
+from trainers.bases import Bases, as_trained, load_for, pick_device
 from trainers.batches import BatchPlan
 from trainers.cache import TensorCache
 from trainers.checkpoint import RunIdentity
-from trainers.config import Precision, TrainConfig
+from trainers.config import TrainConfig
 from trainers.dataset import own_pictures
 from trainers.dreambooth import TrainingData
 from trainers.engine import Engine, StepResult
@@ -32,10 +33,9 @@ from trainers.evaluate import base_validation_loss, validation_loss
 from trainers.events import Command, Event, Finished, Note, Progress, Saved, Started, Stepped, Validated
 from trainers.objective import training_scheduler
 from trainers.optim import rate_warning
-from trainers.quantize import loftq_ranks, quantize_unet
 from trainers.result import save_result
 from trainers.rules import RULES
-from trainers.sdxl import Base, load_base, tile_vae
+from trainers.sdxl import Base
 
 _FP16_SCALE = 1024.0
 """Lifts the base's gradients out of fp16's underflow where they are looked at before the first step."""
@@ -48,21 +48,6 @@ def never() -> Command | None:
     return None
 
 
-def pick_device(name: str | None) -> torch.device:
-    """The asked device, or the first GPU, or the CPU."""
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """fp32 on a CPU and bf16 (or fp16 on cards without it) on a GPU, unless a precision is asked for."""
-    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if precision != "auto":
-        return named[precision]
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
 def train(
     config: TrainConfig,
     out: Path,
@@ -71,10 +56,12 @@ def train(
     device: str | None = None,
     commands: Commands = never,
     cache: TensorCache | None = None,
-) -> Iterator[Event]:
+    bases: Bases = load_for,
+) -> Generator[Event]:
     """Teach the base a subject; leaves `out`/adapter.safetensors, checkpoints and samples.
 
-    The same configuration, pictures and seed give the same file bit for bit on a CPU, interrupted or not.
+    The same configuration, pictures and seed give the same file bit for bit on a CPU, interrupted or not. The base that
+    `bases` gives is afterwards as it was, bit for bit, whether the run ends, is closed or fails after its first step.
     Raises StudioError where the input does not allow it, DivergedError where the loss is no longer a number.
     """
     started = time.monotonic()
@@ -84,48 +71,32 @@ def train(
         yield Note(level="warning", text=warning)
     yield Note(text=f"Loading the base {config.base} on {where}.")
     images.require_pictures(config.data.folder)
-    base = _load(config, where)
-    kept = cache or TensorCache()
-    adapter = yield from _attach(base, config, Decomposer(kept.root.parent / "decompositions"))
-    adapter.strength = 0.0
-    data = yield from dreambooth.prepare(base, config, kept)
-    decisive = config.decisive() | {"precision": str(base.dtype).removeprefix("torch.")}
-    identity = RunIdentity(base=config.base, base_hash=base.hash, config=decisive, pictures=data.manifest)
-    if found is not None:
-        checkpoint.check_identity(found, identity)
-    run = _Run(config, out, base, adapter, _engine(base, adapter, data, config), identity, commands)
-    if found is not None:
-        run.restore(found)
-    else:
-        yield from run.calibrate()
-    adapter.strength = 1.0
-    yield run.started(data.pictures)
-    reason = yield from run.steps()
-    path = None
-    if reason == "done":
-        path = run.save_result()
-        yield Saved(step=run.step, path=path, final=True)
-    run.engine.close()
-    adapter.detach()
+    base = bases(config, where)
+    with ExitStack() as undo:
+        undo.enter_context(as_trained(base, config))
+        kept = cache or TensorCache()
+        adapter = yield from _attach(base, config, Decomposer(kept.root.parent / "decompositions"))
+        undo.callback(adapter.detach)
+        adapter.strength = 0.0
+        data = yield from dreambooth.prepare(base, config, kept)
+        decisive = config.decisive() | {"precision": str(base.dtype).removeprefix("torch.")}
+        identity = RunIdentity(base=config.base, base_hash=base.hash, config=decisive, pictures=data.manifest)
+        if found is not None:
+            checkpoint.check_identity(found, identity)
+        run = _Run(config, out, base, adapter, _engine(base, adapter, data, config), identity, commands)
+        undo.callback(run.engine.close)
+        if found is not None:
+            run.restore(found)
+        else:
+            yield from run.calibrate()
+        adapter.strength = 1.0
+        yield run.started(data.pictures)
+        reason = yield from run.steps()
+        path = None
+        if reason == "done":
+            path = run.save_result()
+            yield Saved(step=run.step, path=path, final=True)
     yield Finished(reason=reason, step=run.step, seconds=time.monotonic() - started, adapter=path)
-
-
-def _load(config: TrainConfig, device: torch.device) -> Base:
-    def compress(unet: nn.Module) -> None:
-        if config.quantization != "none":
-            quantize_unet(unet, config.quantization, device, loftq_ranks(unet, config))
-
-    base = load_base(
-        config.base,
-        device=device,
-        dtype=pick_dtype(config.precision, device),
-        resident=("text_encoder", "text_encoder_2") if config.targets.text_encoders_train else (),
-        compress=compress,
-    )
-    if config.vae_tiling:
-        tile_vae(base.vae)
-    _set_schedule(base, config)
-    return base
 
 
 def _attach(base: Base, config: TrainConfig, decomposer: Decomposer) -> Generator[Event, None, AdapterSet]:
@@ -154,16 +125,6 @@ def _latest(out: Path) -> checkpoint.Checkpoint:
     if found is None:
         raise MissingError(f"There is no checkpoint in {out} to resume from.", "Start it without --resume.")
     return found
-
-
-def _set_schedule(base: Base, config: TrainConfig) -> None:
-    objective = config.objective
-    base.set_schedule(objective.prediction_type, objective.zero_terminal_snr)
-    if objective.zero_terminal_snr and base.prediction_type == "epsilon":
-        raise UserInputError(
-            "zero_terminal_snr needs v-prediction, and this base predicts epsilon: pure noise tells nothing of itself.",
-            "Leave objective.zero_terminal_snr out, or set objective.prediction_type=v_prediction.",
-        )
 
 
 def _engine(base: Base, adapter: AdapterSet, data: TrainingData, config: TrainConfig) -> Engine:

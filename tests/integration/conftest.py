@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from studio.queue import Queue
 from tests.formats import Components
-from tests.support import BASE, make_pictures
+from tests.support import BASE, make_pictures, quick_config, run
+from trainers.config import TrainConfig
 from trainers.sdxl import Base, load_base
 
 
@@ -29,3 +31,21 @@ def base() -> Base:
 @pytest.fixture(scope="module")
 def components(base: Base) -> Components:
     return dict(base.components)
+
+
+@pytest.fixture(scope="module")
+def job_config(pictures: Path) -> TrainConfig:
+    return quick_config(pictures)
+
+
+@pytest.fixture(scope="module")
+def job_reference(job_config: TrainConfig, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The adapter of a run that nobody disturbs."""
+    out = tmp_path_factory.mktemp("reference")
+    run(job_config, out, cache)
+    return out / "adapter.safetensors"
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> Queue:
+    return Queue(tmp_path / "home")

@@ -19,8 +19,9 @@ from studio import __version__, config, training
 from studio.cli import app
 from studio.recipe import read_recipes
 from studio.runs import RunFolder
+from studio.stopping import Stop
 from tests.support import BASE, adapter_tensors
-from trainers.events import Command, Finished, Started, Stepped
+from trainers.events import Finished, Started, Stepped
 from trainers.sdxl import Base
 
 FAST = [
@@ -108,10 +109,7 @@ def test_a_resume_that_is_refused_leaves_the_run_as_it_was(pictures: Path, tmp_p
 def test_a_command_line_stop_saves_and_says_how_to_go_on(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def pause(self: training._Stop) -> Command | None:
-        return "pause"
-
-    monkeypatch.setattr(training._Stop, "command", pause)
+    monkeypatch.setattr(Stop, "asked", True)
     result = train(pictures, tmp_path / "out", "--steps", "5")
     assert result.exit_code == 130
     assert f"studio train --resume --out {tmp_path / 'out'}" in result.stderr

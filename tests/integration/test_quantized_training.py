@@ -11,9 +11,9 @@ from adapters.errors import UserInputError
 from adapters.files import attach_file
 from adapters.quantized import QUANTIZATIONS, Quantized
 from tests.support import BASE, adapter_tensors, quick_config, run
+from trainers.bases import load_for
 from trainers.config import TrainConfig
 from trainers.events import Finished, Validated
-from trainers.loop import _load  # pyright: ignore[reportPrivateUsage]
 from trainers.sdxl import generate, load_base, tile_vae
 
 
@@ -77,7 +77,7 @@ def test_what_was_learnt_on_four_bits_fits_and_merges_into_the_base_as_it_was(
 @pytest.mark.parametrize("kind", sorted(QUANTIZATIONS))
 def test_the_unet_takes_the_fewer_bytes_that_it_promises(pictures: Path, kind: str):
     def size(config: TrainConfig) -> int:
-        unet = _load(config, torch.device("cpu")).unet
+        unet = load_for(config, torch.device("cpu")).unet
         return sum(t.nbytes for t in (*unet.parameters(), *unet.buffers()))
 
     bits = {"nf4": 6.0, "int8": 10.0, "fp8": 10.0}[kind]  # a weight, with scales and what stays as it was
@@ -85,7 +85,7 @@ def test_the_unet_takes_the_fewer_bytes_that_it_promises(pictures: Path, kind: s
 
 
 def test_what_stays_as_it_was_is_what_follows_single_layers(pictures: Path):
-    unet = _load(configured(pictures, "fp8"), torch.device("cpu")).unet
+    unet = load_for(configured(pictures, "fp8"), torch.device("cpu")).unet
     assert not isinstance(unet.conv_in, Quantized) and not isinstance(unet.conv_out, Quantized)
     assert isinstance(unet.mid_block.attentions[0].proj_in, Quantized)
 

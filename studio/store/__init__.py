@@ -1,0 +1,10 @@
+"""What outlives every process: jobs, the commands they are given, and the adapters of the library, in one SQLite file.
+
+Imports no torch: the web server's process and `studio jobs` use it.
+"""
+
+from studio.store.database import Store
+from studio.store.states import Ask, State
+from studio.store.tables import Command, Job, LibraryAdapter, Summary, TrainRequest
+
+__all__ = ["Ask", "Command", "Job", "LibraryAdapter", "State", "Store", "Summary", "TrainRequest"]

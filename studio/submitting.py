@@ -1,0 +1,56 @@
+"""From what a person asked for to a submission: the configuration composed and checked, before it waits in a queue.
+
+Imports torch (the schema lives beside the methods): a server does this in a thread, or after its start.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from studio import config, runs
+from studio.queue import Submission
+from studio.store import Job
+from studio.training import Request, configure
+from trainers.config import TrainConfig
+
+
+def submission(request: Request, *, batch: str | None = None, key: str | None = None) -> Submission:
+    """What `studio train` would run, to be queued; refuses what it would refuse before loading a base."""
+    whole = configure(request)
+    captions = whole.data.captions
+    folder = request.out
+    if folder is None and request.resume:
+        folder = runs.latest_out(captions.trigger, captions.class_word)
+    return checked(whole, folder, resume=request.resume, batch=batch, key=key)
+
+
+def checked(
+    whole: TrainConfig,
+    folder: Path | None = None,
+    *,
+    resume: bool = False,
+    batch: str | None = None,
+    key: str | None = None,
+) -> Submission:
+    """A submission of that configuration; `folder` must not hold a run unless it is resumed, nor be the pictures'."""
+    if folder is not None:
+        runs.check_folder(folder, whole, resume=resume)
+    captions = whole.data.captions
+    return Submission(
+        config=whole.model_dump(mode="json"),
+        title=" ".join(filter(None, (captions.trigger, captions.class_word))),
+        folder=None if folder is None else folder.expanduser().absolute(),
+        resume=resume,
+        batch=batch,
+        key=key,
+    )
+
+
+def again(job: Job, *, preset: str | None = None, assignments: list[str] | None = None) -> Submission:
+    """A new job with another one's settings, and other values over them: those of a preset, then --set's."""
+    values = dict(job.request.config)
+    layers = [config.Layer(f"job {job.id}", values)]
+    if preset is not None:
+        layers += config.preset_layers(preset, config.family_of(str(values["base"])))
+    layers.append(config.set_layer(assignments or []))
+    return checked(config.compose(layers), batch=job.batch)
