@@ -77,7 +77,8 @@ def about(rows: list[dict[str, Any]]) -> str:
     pictures = max(row["pictures"] for row in rows if "pictures" in row)
     seeds = sorted({row["seed"] for row in rows if row["what"] == "joint"})
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "a CPU"
-    return f"{pictures} pictures a cell, training seeds {', '.join(map(str, seeds))}, {datetime.now(UTC):%Y-%m-%d}, scored on {where}."
+    trained, today = ", ".join(map(str, seeds)), f"{datetime.now(UTC):%Y-%m-%d}"
+    return f"{pictures} pictures a cell, training seeds {trained}, {today}, scored on {where}."
 
 
 def main() -> None:
