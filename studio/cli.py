@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,13 +44,10 @@ def _explained() -> Generator[None]:
         # typer reports wrong usage itself, and in its own words.
         if hasattr(error, "format_message"):
             raise
-        from studio.failures import explain
+        from studio.failures import explain, show
 
         failure = explain(error)
-        console = Console(stderr=True)
-        for text, style in ((failure.what, "bold red"), (failure.fix, "")):
-            if text:
-                console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        show(failure)
         raise typer.Exit(failure.code) from None
 
 
@@ -102,8 +100,14 @@ def train(
         list[Path] | None,
         typer.Option("--with", metavar="ADAPTER", help="Learn on columns that this adapter does not use."),
     ] = None,
+    gpus: Annotated[int | None, typer.Option(metavar="N", min=1, help="GPUs that share each batch.")] = None,
 ) -> None:
     """Teach a base the subject in FOLDER; leaves DIR/adapter.safetensors, samples and config.yaml."""
+    if gpus is not None:
+        from studio import processes
+
+        if processes.to_be_started(gpus):
+            raise typer.Exit(processes.launch(gpus, ["-m", "studio", *sys.argv[1:]]))
     _start()
     from studio.training import Request, run_training
 
@@ -116,7 +120,9 @@ def train(
         "steps": steps,
     }
     request = Request(flags, preset, config, assignments or (), out, resume, beside or ())
-    typer.echo(run_training(request, Console(stderr=True)))
+    adapter_file = run_training(request, Console(stderr=True))
+    if adapter_file is not None:
+        typer.echo(adapter_file)
 
 
 @app.command()

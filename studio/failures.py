@@ -24,6 +24,8 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+
 from adapters.errors import StudioError
 
 BUG_CODE = 70
@@ -70,6 +72,14 @@ def explain(error: BaseException) -> Failure:
         f"The traceback is in {write_log(error)}; please send it with what you did.",
         BUG_CODE,
     )
+
+
+def show(failure: Failure) -> None:
+    """The sentences on stderr."""
+    console = Console(stderr=True)
+    for text, style in ((failure.what, "bold red"), (failure.fix, "")):
+        if text:
+            console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _explain_os(error: OSError) -> Failure | None:
