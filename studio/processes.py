@@ -30,9 +30,9 @@ def to_be_started(count: int) -> bool:
 
 
 def launch(count: int, command: Sequence[str]) -> int:
-    """Runs Python with `command` in `count` processes that find each other.
+    """Runs Python with `command` in `count` processes that find each other; where there is no GPU they share the CPU.
 
-    Where torch sees no GPU they share the CPU.
+    For a process that does nothing else: its environment and signal handlers become the launcher's.
 
     Returns:
         0, or the exit code of the run; whatever went wrong, a process has said it.

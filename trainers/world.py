@@ -9,6 +9,7 @@ the first one may be making class pictures for an hour.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -139,6 +140,7 @@ def join() -> World:
     with _reaching():
         state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
         words = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    assert state.device is not None and isinstance(words, dist.ProcessGroup)
     device = state.device if state.device.type == "cuda" else torch.device("cpu")  # not cpu:0, which has no meaning
     return World(state.process_index, state.num_processes, device, words)
 
@@ -150,8 +152,8 @@ def _reaching() -> Generator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        first = (str(error).strip().splitlines() or [""])[0]
+        detail = re.sub(r"^\[.*?\]\s*", "", str(error).strip()).partition(". ")[0]  # without gloo's source line
         raise LostError(
-            f"The processes of this run have lost each other: {first}",
-            "Look for what another of them said; where one was killed, memory may have run out. Go on with --resume.",
+            f"Another process of this run has ended, or cannot be reached: {detail.rstrip('.')}.",
+            "If it said nothing it was killed: memory may have run out. Go on with --resume.",
         ) from error
