@@ -16,7 +16,15 @@ CHUNK_BYTES = 1 << 30
 """How much the layers that are calibrated together may hold at most, at four bytes a weight."""
 
 
-def calibrate(adapter_set: AdapterSet, backward: Callable[[int], None]) -> Iterator[tuple[int, int]]:
+def _as_it_is(gradient: torch.Tensor) -> None:
+    """What a gradient needs where one process computes all of it: nothing."""
+
+
+def calibrate(
+    adapter_set: AdapterSet,
+    backward: Callable[[int], None],
+    combine: Callable[[torch.Tensor], None] = _as_it_is,
+) -> Iterator[tuple[int, int]]:
     """Runs all calibrations of the set; yields (backward passes done, passes in all).
 
     Each layer's gradient is given away the moment that autograd has it and is freed then: no more than one d×k
@@ -26,6 +34,8 @@ def calibrate(adapter_set: AdapterSet, backward: Callable[[int], None]) -> Itera
         adapter_set: attached, at strength 0, so that gradients are the base's.
         backward: computes the loss of batch n (from 0; the same batch each time) and calls backward on it. Its scale
             does not matter to any calibration.
+        combine: what is done to each layer's gradient (fp32) in place before it is looked at: where several processes
+            compute parts of a batch, the sum over them.
     """
     waiting = [
         (adapter.site.module, found) for adapter in adapter_set.adapters.values() if (found := adapter.calibrations())
@@ -34,7 +44,7 @@ def calibrate(adapter_set: AdapterSet, backward: Callable[[int], None]) -> Itera
     total = sum(_draws(chunk) for chunk in chunks)
     done = 0
     for chunk in chunks:
-        watch = _Watch(chunk)
+        watch = _Watch(chunk, combine)
         with watch:
             for draw in range(_draws(chunk)):
                 backward(draw)
@@ -67,8 +77,8 @@ def _chunks(waiting: list[Waiting]) -> list[list[Waiting]]:
 class _Watch:
     """Lets the weights of a chunk have gradients, and takes each away as soon as it is there."""
 
-    def __init__(self, chunk: list[Waiting]) -> None:
-        self.chunk = chunk
+    def __init__(self, chunk: list[Waiting], combine: Callable[[torch.Tensor], None]) -> None:
+        self.chunk, self.combine = chunk, combine
         self.seen: dict[Calibration, None] = {}
         """Those with a gradient: SDXL never uses its first text encoder's last layer, which then keeps its start."""
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -83,6 +93,7 @@ class _Watch:
             assert weight.grad is not None
             with torch.no_grad():
                 gradient = master(weight.grad)
+                self.combine(gradient)
                 finite = bool(gradient.isfinite().all())  # fp16 may overflow: such a batch tells nothing
                 for calibration in calibrations if finite else ():
                     calibration.observe(gradient)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,13 +44,10 @@ def _explained() -> Generator[None]:
         # typer reports wrong usage itself, and in its own words.
         if hasattr(error, "format_message"):
             raise
-        from studio.failures import explain
+        from studio.failures import explain, show
 
         failure = explain(error)
-        console = Console(stderr=True)
-        for text, style in ((failure.what, "bold red"), (failure.fix, "")):
-            if text:
-                console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        show(failure)
         raise typer.Exit(failure.code) from None
 
 
@@ -82,15 +80,23 @@ def train(
     out: options.Out = None,
     resume: options.Resume = False,
     beside: options.Beside = None,
+    gpus: Annotated[int | None, typer.Option(metavar="N", min=1, help="GPUs that share each batch.")] = None,
 ) -> None:
     """Teach a base the subject in FOLDER; leaves DIR/adapter.safetensors, samples and config.yaml."""
+    if gpus is not None:
+        from studio import processes
+
+        if processes.to_be_started(gpus):
+            raise typer.Exit(processes.launch(gpus, ["-m", "studio", *sys.argv[1:]]))
     _start()
     from studio.training import run_training
 
     request = options.request(
         folder, trigger, class_word, base, adapter, steps, preset, config, assignments, out, resume, beside
     )
-    typer.echo(run_training(request, Console(stderr=True)))
+    adapter_file = run_training(request, Console(stderr=True))
+    if adapter_file is not None:
+        typer.echo(adapter_file)
 
 
 @app.command()

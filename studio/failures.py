@@ -24,6 +24,8 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+
 from adapters.errors import StudioError
 
 BUG_CODE = 70
@@ -82,6 +84,14 @@ def _out_of_memory(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
         return "The machine"
     return None
+
+
+def show(failure: Failure) -> None:
+    """The sentences on stderr."""
+    console = Console(stderr=True)
+    for text, style in ((failure.what, "bold red"), (failure.fix, "")):
+        if text:
+            console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _explain_os(error: OSError) -> Failure | None:

@@ -79,9 +79,10 @@ def sentence(event: Event) -> str | None:
         case events.Note():
             return event.text
         case events.Started():
+            shared = f", each shared by {event.processes} processes" if event.processes > 1 else ""
             return (
                 f"Training {event.trainable_parameters:,} numbers on {event.pictures} pictures, "
-                f"{event.steps - event.step} steps on {event.device} in {event.precision}."
+                f"{event.steps - event.step} steps on {event.device} in {event.precision}{shared}."
             )
         case events.Validated():
             return f"Step {event.step}: validation loss {event.loss:.4f} (without the adapter {event.base_loss:.4f})."

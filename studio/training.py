@@ -12,6 +12,7 @@ from rich.console import Console
 from adapters.errors import UserInputError
 from studio import __version__, config, runs
 from studio.failures import Interrupted
+from studio.processes import joined, unmoved
 from studio.progress import display_for
 from studio.sampling import warn
 from studio.slots import beside, claimed
@@ -19,6 +20,7 @@ from studio.stopping import Stop
 from trainers.config import TrainConfig
 from trainers.events import Command, Event, Finished, Started
 from trainers.loop import train
+from trainers.world import World
 
 
 @dataclass(frozen=True)
@@ -76,15 +78,29 @@ def out_folder(request: Request, run: TrainConfig) -> Path:
     return place(captions.trigger, captions.class_word)
 
 
-def run_training(request: Request, console: Console) -> Path:
-    """Train and show; returns the adapter's path. Raises Interrupted where a signal stopped it."""
-    whole = configure(request)
-    out = out_folder(request, whole)
+def run_training(request: Request, console: Console) -> Path | None:
+    """Train and show; returns the adapter's path. Raises Interrupted where a signal stopped it.
+
+    In a process that shares another's run (studio.processes): computes its part, shows and returns nothing.
+    """
+    with joined() as world:
+        whole = configure(request)
+        out = world.from_main(lambda: out_folder(request, whole))
+        if world.is_main:
+            return _lead(request, whole, out, console, world)
+        with unmoved():
+            for _ in train(world.from_main(lambda: whole), out, resume=request.resume, world=world):
+                pass
+    return None
+
+
+def _lead(request: Request, whole: TrainConfig, out: Path, console: Console, world: World) -> Path:
     with (
         runs.open_run(out, whole, resume=request.resume) as folder,
-        claimed(whole, out, insist=not (request.beside or request.resume)) as (whole, warning),
+        claimed(whole, out, insist=not (request.beside or request.resume)) as (claiming, warning),
         Stop().listening() as stop,
     ):
+        whole = world.from_main(lambda: claiming)  # with its slot
         if warning:
             warn(console, warning)
 
@@ -96,7 +112,7 @@ def run_training(request: Request, console: Console) -> Path:
         def command() -> Command | None:
             return "pause" if stop.asked else None
 
-        stream = folder.record(train(whole, out, resume=request.resume, commands=command))
+        stream = folder.record(train(whole, out, resume=request.resume, commands=command, world=world))
         last = _show(stream, console, started)
     if isinstance(last, Finished) and last.adapter is not None:
         return last.adapter

@@ -2,6 +2,7 @@
 
 An epoch shows every picture of every bucket once; a bucket whose count is not a multiple of the batch size is
 filled from its own start again. Class pictures (prior preservation) join each batch one to one, from the same bucket.
+Where several processes share a batch, each draws for all of it and keeps its own rows: numbers depend on no share.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from trainers.buckets import Bucket
 from trainers.dataset import BucketTensors
 from trainers.seeds import derive_seed, generator_for
+from trainers.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,17 @@ class _Bucket:
 
 
 class BatchPlan:
-    """Batches by number over GPU-resident buckets; `repeats` shows the subject's pictures several times an epoch."""
+    """Batches by number over GPU-resident buckets; `repeats` shows the subject's pictures several times an epoch.
 
-    def __init__(self, buckets: Mapping[Bucket, BucketTensors], batch_size: int, seed: int) -> None:
-        self.batch_size, self.seed = batch_size, seed
+    Args:
+        batch_size: the subject's pictures in a batch of all processes together.
+        world: the processes that share each batch.
+    """
+
+    def __init__(
+        self, buckets: Mapping[Bucket, BucketTensors], batch_size: int, seed: int, world: World = ALONE
+    ) -> None:
+        self.batch_size, self.seed, self.world = batch_size, seed, world
         self._buckets = [self._split(tensors) for _, tensors in sorted(buckets.items(), key=_size_of)]
         chunks = [-(-len(bucket.subject) // batch_size) for bucket in self._buckets]
         self.batches_per_epoch = sum(chunks)
@@ -87,23 +96,38 @@ class BatchPlan:
             self._epochs = {number: _Epoch(orders, slots)}
         return self._epochs[number]
 
+    def own(self, rows: Tensor, dim: int = 0) -> Tensor:
+        """This process's part of a whole batch: its share of the subject's rows, and of the class's."""
+        if self.world.size == 1:
+            return rows
+        each = self.batch_size // self.world.size
+        return (
+            rows.unflatten(dim, (-1, self.batch_size))
+            .narrow(dim + 1, self.world.rank * each, each)
+            .flatten(dim, dim + 1)
+        )
+
+    def whole(self, own: Tensor) -> Tensor:
+        """A tensor of the whole batch's shape, to draw for; what it holds means nothing."""
+        return own if self.world.size == 1 else own.new_empty((len(own) * self.world.size, *own.shape[1:]))
+
     def choose(self, number: int) -> tuple[int, Int[Tensor, "3 b"]]:
-        """Bucket of batch `number`, and on the CPU a row, a crop and a caption for each picture."""
+        """Bucket of batch `number`, and on the CPU a row, a crop and a caption for each of this process's pictures."""
         index, rows = self.rows(number)
         tensors = self._buckets[index].tensors
         choice = generator_for("cpu", self.seed, "variant", number)
         crops = torch.randint(tensors.mean.shape[1], (len(rows),), generator=choice)
         texts = torch.randint(tensors.captions.shape[1], (len(rows),), generator=choice)
-        return index, torch.stack([torch.tensor(rows), crops, texts])
+        return index, self.own(torch.stack([torch.tensor(rows), crops, texts]), dim=1)
 
     def gather(self, bucket: int, chosen: Int[Tensor, "3 b"], draws: torch.Generator) -> Batch:
         """The pictures chosen, each a sample from `draws` of the VAE's distribution; no work on the host."""
         tensors = self._buckets[bucket].tensors
         row, crops, texts = chosen
         mean, std = tensors.mean[row, crops], tensors.std[row, crops]
-        draw = torch.randn(mean.shape, generator=draws, device=mean.device, dtype=mean.dtype)
+        whole = torch.randn(self.whole(mean).shape, generator=draws, device=mean.device, dtype=mean.dtype)
         return Batch(
-            latents=mean + std * draw,
+            latents=mean + std * self.own(whole),
             mask=None if tensors.mask is None else tensors.mask[row, crops],
             time_ids=tensors.time_ids[row, crops],
             captions=tensors.captions[row, texts],

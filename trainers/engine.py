@@ -3,6 +3,8 @@
 Everything it reads lies on the training device, and every draw is seeded by the step's number, so a step is a pure
 function of (weights, optimizer state, step). Nothing waits for the device: losses come back as device scalars. On a
 GPU the work is recorded once for each shape of batch and replayed (trainers.fast.capture); the numbers are the same.
+Processes that share a batch (trainers.world) add their gradients up before anything looks at them, so that all that
+comes after is the same in each.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ from trainers.rules import RULES, Rule
 from trainers.seeds import derive_seed
 from trainers.text import TextSource
 
+_ALIGNED = 64
+"""Numbers between the starts of two gradients: kernels read 16 bytes at a time only where these are whole."""
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -58,15 +63,14 @@ class Engine:
         config: TrainConfig,
         dtype: torch.dtype,
     ) -> None:
-        self.unet, self.adapter, self.plan, self.text = unet, adapter, plan, text
+        self.unet, self.adapter, self.plan, self.text, self.world = unet, adapter, plan, text, plan.world
         self.scheduler, self.config, self.dtype = scheduler, config, dtype
         self.rule = RULES[config.optim.rule](adapter, config.optim.rule_ratio)  # may freeze parameters: goes first
         self.bank = FactorBank(adapter, dtype)
         self.fast = FastUnet(unet, config.attention)
         self.parameters = self.bank.leaves(list(adapter.parameters()))
         self.device = self.parameters[0].device
-        for parameter in self.parameters:
-            parameter.grad = torch.zeros_like(parameter)
+        self._sums = shared_gradients(self.parameters)
         self.bank.connect_gradients()
         self._alphas = scheduler.alphas_cumprod.to(self.device)
         scheduler.alphas_cumprod = self._alphas
@@ -97,7 +101,7 @@ class Engine:
         self._draws = {name: torch.Generator(device) for name in ("latent", "noise")}
         self.recorder = Recorder(device, list(self._draws.values()), config.capture == "auto")
         self._chosen: dict[int, Tensor] = {}
-        self._loss = torch.zeros((), device=device)
+        self._loss = self._sums[-1]
         self._result = StepResult(torch.zeros((), device=device), torch.zeros((), device=device))
 
     def close(self) -> None:
@@ -144,7 +148,8 @@ class Engine:
         bucket, chosen = self.plan.choose(index)
         kept = self._chosen.setdefault(bucket, torch.empty_like(chosen, device=self.device))
         kept.copy_(chosen.pin_memory() if kept.is_cuda else chosen, non_blocking=True)
-        torch.manual_seed(derive_seed(self.config.seed, "global", index))  # adapters' dropout draws from it
+        rank = (self.world.rank,) if self.world.rank else ()
+        torch.manual_seed(derive_seed(self.config.seed, "global", index, *rank))  # adapters' dropout draws from it
         self.plan.seed_latents(self._draws["latent"], index)
         self._draws["noise"].manual_seed(derive_seed(self.config.seed, "noise", index))
         self.recorder.run(bucket, lambda: self._gradients(bucket))
@@ -159,12 +164,14 @@ class Engine:
                     "The loss does not depend on any of the layers that should learn.",
                     "SDXL reads its first text encoder before the last layer; choose others with targets.…",
                 )
-            whole = loss if penalty is None else loss + penalty / self.config.gradient_accumulation
+            parts = self.config.gradient_accumulation * self.world.size  # in each of which the penalty is the same
+            whole = loss if penalty is None else loss + penalty / parts
             self.scaler.scale(whole).backward()
         self._loss += loss.detach()
         self.fast.forget()
 
     def _update(self, phase: str) -> None:
+        self.world.add_up(self._sums)
         self._unscale()
         self.adapter.on_backward()
         self.rule.on_backward()
@@ -173,8 +180,7 @@ class Engine:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.bank.settle(phase)
-        torch._foreach_zero_([p.grad for p in self.parameters])  # pyright: ignore
-        self._loss.zero_()
+        self._sums.zero_()
 
     def _unscale(self) -> None:
         self.scaler.unscale_(self.optimizer)
@@ -185,20 +191,20 @@ class Engine:
                     parameter.grad.div_(self.scaler.get_scale())
 
     def batch_loss(self, batch: Batch, index: int) -> Tensor:
-        """Weighted mean loss of one batch; `index` seeds its noise, timesteps and caption dropout."""
+        """This process's part of a batch's weighted mean loss; `index` seeds noise, timesteps and caption dropout."""
         self._draws["noise"].manual_seed(derive_seed(self.config.seed, "noise", index))
         return self._batch_loss(batch, self._draws["noise"])
 
     def _batch_loss(self, batch: Batch, draws: torch.Generator) -> Tensor:
-        config = self.config.objective
-        noise = objective.draw_noise(batch.latents, config, draws)
-        timesteps = objective.draw_timesteps(len(noise), config, draws, self.device)
-        dropped = torch.rand(len(noise), generator=draws, device=self.device) < self.config.data.captions.dropout
+        config, own = self.config.objective, self.plan.own
+        whole = objective.draw_noise(self.plan.whole(batch.latents), config, draws)
+        timesteps = own(objective.draw_timesteps(len(whole), config, draws, self.device))
+        dropped = own(torch.rand(len(whole), generator=draws, device=self.device) < self.config.data.captions.dropout)
         empty = (dropped & ~batch.is_prior) if self.config.data.captions.dropout > 0 else None
         weights = objective.snr_weight(self._alphas, timesteps, config, self._velocity)
         weights = torch.where(batch.is_prior, weights * self.config.prior.weight, weights)
-        losses = self.picture_losses(batch, noise, timesteps, weights, empty)
-        return losses.sum() / (~batch.is_prior).sum()
+        losses = self.picture_losses(batch, own(whole), timesteps, weights, empty)
+        return losses.sum() / ((~batch.is_prior).sum() * self.world.size)
 
     def picture_losses(
         self, batch: Batch, noise: Tensor, timesteps: Tensor, weights: Tensor, empty: Tensor | None = None
@@ -213,6 +219,23 @@ class Engine:
         target = objective.prediction_target(self.scheduler, batch.latents, noise, timesteps)
         errors = objective.elementwise_loss(prediction, target, self.config.objective)
         return objective.picture_losses(errors, batch.mask, weights)
+
+
+def shared_gradients(parameters: list[nn.Parameter]) -> Tensor:
+    """Gives each parameter a gradient of zeros in one buffer: cleared, and added up over processes, by one kernel each.
+
+    Returns:
+        The buffer, with one number more at its end: for the loss, which is added up with them.
+    """
+    starts = [0]
+    for parameter in parameters:
+        starts.append(starts[-1] + -(-parameter.numel() // _ALIGNED) * _ALIGNED)
+    like = parameters[0]
+    buffer = torch.zeros(starts[-1] + 1, dtype=like.dtype, device=like.device)
+    for parameter, start in zip(parameters, starts, strict=False):
+        strides = torch.empty_like(parameter, device="meta").stride()  # the parameter's own, or those of a dense copy
+        parameter.grad = buffer[start:].as_strided(parameter.shape, strides)
+    return buffer
 
 
 def parameter_groups(adapter: AdapterSet, config: TrainConfig, rule: Rule) -> list[dict[str, object]]:

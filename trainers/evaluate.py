@@ -16,7 +16,8 @@ from trainers.seeds import derive_seed, generator_for
 def validation_loss(engine: Engine, seed: int, levels: int) -> float:
     """Mean unweighted loss over every subject picture at `levels` evenly spread timesteps.
 
-    Masks count, loss weights and dropout do not. The draw depends on `seed` only, not on the step.
+    Masks count, loss weights and dropout do not. The draw depends on `seed` only, not on the step. Processes share the
+    pictures as they share a batch.
     """
     last = engine.scheduler.config["num_train_timesteps"]
     found: list[Tensor] = []
@@ -28,11 +29,11 @@ def validation_loss(engine: Engine, seed: int, levels: int) -> float:
             for level in range(levels):
                 timestep = int((level + 0.5) / levels * last)
                 draws = generator_for(engine.device, seed, "validation", number, level)
-                noise = torch.randn(batch.latents.shape, generator=draws, device=engine.device)
+                whole = torch.randn(plan.whole(batch.latents).shape, generator=draws, device=engine.device)
                 timesteps = torch.full((rows,), timestep, device=engine.device)
                 ones = torch.ones(rows, device=engine.device)
-                found.append(engine.picture_losses(batch, noise, timesteps, ones))
-    return float(torch.cat(found).double().mean())
+                found.append(engine.picture_losses(batch, plan.own(whole), timesteps, ones))
+    return float(plan.world.mean(torch.cat(found).double().mean()))
 
 
 @torch.no_grad()

@@ -40,6 +40,7 @@ class Started(_Event):
     base: str
     device: str
     precision: str
+    processes: int = 1
 
 
 class Stepped(_Event):

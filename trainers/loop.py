@@ -36,6 +36,7 @@ from trainers.optim import rate_warning
 from trainers.result import save_result
 from trainers.rules import RULES
 from trainers.sdxl import Base
+from trainers.world import ALONE, World
 
 _FP16_SCALE = 1024.0
 """Lifts the base's gradients out of fp16's underflow where they are looked at before the first step."""
@@ -57,15 +58,19 @@ def train(
     commands: Commands = never,
     cache: TensorCache | None = None,
     bases: Bases = load_for,
+    world: World = ALONE,
 ) -> Generator[Event]:
     """Teach the base a subject; leaves `out`/adapter.safetensors, checkpoints and samples.
 
     The same configuration, pictures and seed give the same file bit for bit on a CPU, interrupted or not. The base that
     `bases` gives is afterwards as it was, bit for bit, whether the run ends, is closed or fails after its first step.
+    Several processes (`world`) call it alike and share each batch; the main one writes, reports and is asked for
+    commands.
     Raises StudioError where the input does not allow it, DivergedError where the loss is no longer a number.
     """
     started = time.monotonic()
-    where = pick_device(device)
+    world.check_batch(config.batch_size)
+    where = world.device or pick_device(device)
     found = _latest(out) if resume else None
     if warning := rate_warning(config.optim):
         yield Note(level="warning", text=warning)
@@ -75,27 +80,30 @@ def train(
     with ExitStack() as undo:
         undo.enter_context(as_trained(base, config))
         kept = cache or TensorCache()
-        adapter = yield from _attach(base, config, Decomposer(kept.root.parent / "decompositions"))
-        undo.callback(adapter.detach)
-        adapter.strength = 0.0
-        data = yield from dreambooth.prepare(base, config, kept)
+        with world.main_first():
+            adapter = yield from _attach(base, config, Decomposer(kept.root.parent / "decompositions"))
+            undo.callback(adapter.detach)
+            adapter.strength = 0.0
+            data = yield from dreambooth.prepare(base, config, kept)
         decisive = config.decisive() | {"precision": str(base.dtype).removeprefix("torch.")}
         identity = RunIdentity(base=config.base, base_hash=base.hash, config=decisive, pictures=data.manifest)
         if found is not None:
             checkpoint.check_identity(found, identity)
-        run = _Run(config, out, base, adapter, _engine(base, adapter, data, config), identity, commands)
+        run = _Run(config, out, base, adapter, _engine(base, adapter, data, config, world), identity, commands)
         undo.callback(run.engine.close)
         if found is not None:
             run.restore(found)
         else:
             yield from run.calibrate()
+        world.spread(adapter.state_dict().values())
         adapter.strength = 1.0
         yield run.started(data.pictures)
         reason = yield from run.steps()
         path = None
-        if reason == "done":
+        if reason == "done" and world.is_main:
             path = run.save_result()
             yield Saved(step=run.step, path=path, final=True)
+        world.wait()  # the others must not end while the main one writes: that would look like a failure
     yield Finished(reason=reason, step=run.step, seconds=time.monotonic() - started, adapter=path)
 
 
@@ -127,12 +135,12 @@ def _latest(out: Path) -> checkpoint.Checkpoint:
     return found
 
 
-def _engine(base: Base, adapter: AdapterSet, data: TrainingData, config: TrainConfig) -> Engine:
+def _engine(base: Base, adapter: AdapterSet, data: TrainingData, config: TrainConfig, world: World) -> Engine:
     scheduler = training_scheduler(base.pipe.scheduler, config.objective)
     if config.gradient_checkpointing:
         draws = config.adapter.model_dump().get("dropout", 0.0) > 0
         base.unet.enable_gradient_checkpointing(partial(checkpoint_of, use_reentrant=False, preserve_rng_state=draws))
-    plan = BatchPlan(data.buckets, config.batch_size, config.seed)
+    plan = BatchPlan(data.buckets, config.batch_size, config.seed, world)
     return Engine(base.unet, adapter, plan, data.text, scheduler, config, base.dtype)
 
 
@@ -152,6 +160,10 @@ class _Run:
     _since: float = 0.0
     _base_loss: float | None = None
 
+    @property
+    def world(self) -> World:
+        return self.engine.world
+
     def restore(self, found: checkpoint.Checkpoint) -> None:
         """Go on from a checkpoint; UserInputError where it has more steps than are asked for."""
         if found.step > self.config.steps:
@@ -170,6 +182,7 @@ class _Run:
             base=self.base.name,
             device=str(self.engine.device),
             precision=str(self.base.dtype).removeprefix("torch."),
+            processes=self.world.size,
         )
 
     def calibrate(self) -> Iterator[Event]:
@@ -181,7 +194,7 @@ class _Run:
             if loss.requires_grad:  # else the loss reaches none of these layers, which then keep their start
                 (loss * _FP16_SCALE if self.engine.scaler.is_enabled() else loss).backward()
 
-        for done, total in calibrate(self.adapter, backward):
+        for done, total in calibrate(self.adapter, backward, self.world.add_up):
             yield Progress(stage="gradients", done=done, total=total)
 
     def save_result(self) -> Path:
@@ -197,14 +210,14 @@ class _Run:
         while self.step < self.config.steps:
             self._window.append(self.engine.step(self.step))
             self.step += 1
-            command = self.commands()
+            command = self.world.from_main(self.commands)
             first = self.step == begun + 1  # soon a sign of life, and the others' times are without its recordings
             if first or self._due(1 if self.engine.device.type == "cpu" else 10) or command is not None:
-                yield self._report()
+                yield from self._report()
             finished = self.step == self.config.steps
             stop = command in ("cancel", "pause") and not finished
             if stop or command == "save" or self._due(self.config.save_every):
-                yield self._save()
+                yield from self._save()
             if stop:
                 return "cancelled" if command == "cancel" else "paused"
             if not finished:
@@ -228,11 +241,15 @@ class _Run:
     def _sample(self) -> Iterator[Event]:
         if self.config.sample.count:
             self.engine.recorder.forget()  # a recording holds the memory of its step; making it anew takes 2 s
+        if self.config.sample.count and self.world.is_main:
             with self.engine.as_saved():
                 yield from samples.draw(self.base, self.config, self.out, self.step)
 
-    def _report(self) -> Stepped:
+    def _report(self) -> Iterator[Event]:
         """Read the losses since the last report (the only place that waits for the device) and judge them."""
+        if not self.world.is_main:
+            self._window.clear()
+            return
         loss = float(torch.stack([result.loss for result in self._window]).mean())
         norm = float(self._window[-1].grad_norm)
         scaling = self.engine.scaler.is_enabled()
@@ -241,7 +258,7 @@ class _Run:
         now = time.perf_counter()
         seconds, self._since = (now - self._since) / len(self._window), now
         self._window.clear()
-        return Stepped(
+        yield Stepped(
             step=self.step,
             steps=self.config.steps,
             loss=loss,
@@ -259,11 +276,13 @@ class _Run:
             "Lower the learning rate (--set optim.learning_rate=…), or use --set precision=bf16 or fp32.",
         )
 
-    def _save(self) -> Saved:
+    def _save(self) -> Iterator[Event]:
+        if not self.world.is_main:
+            return
         if not all(bool(torch.isfinite(value).all()) for value in self.engine.parameters):
             raise self._diverged()
         path = checkpoint.save_checkpoint(self.out, self.step, self.engine, self.identity, self.config.keep_checkpoints)
-        return Saved(step=self.step, path=path)
+        yield Saved(step=self.step, path=path)
 
     def _validate(self) -> Iterator[Event]:
         levels = self.config.validation_levels

@@ -6,5 +6,6 @@ python -m benchmarks.speed table          docs/speed.md from the results that th
 python -m benchmarks.speed profile --method lora --batch-size 1
 python -m benchmarks.speed sampling       pictures by diffusers' pipeline and by ours
 python -m benchmarks.speed whole FOLDER   whole runs: first step, last picture, memory
+python -m benchmarks.speed scale --gpus 2   one run on several GPUs against one
 python -m benchmarks.speed cpu            our step against PEFT's on the embedded base
 """

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.speed import __doc__ as usage
-from benchmarks.speed import sampling
+from benchmarks.speed import sampling, scale
 from benchmarks.speed.cpu import compare
 from benchmarks.speed.model import Setting
 from benchmarks.speed.ours import OurStep
@@ -37,6 +37,13 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--page", type=Path, default=PAGE)
     for command in (run, profiled, commands.add_parser("sampling")):
         command.add_argument("--tiny", action="store_true", help="the embedded base: to try the commands on a CPU")
+    scaled = commands.add_parser("scale")
+    scaled.add_argument("--gpus", type=int, required=True)
+    scaled.add_argument("--batch-size", type=int, default=4, help="pictures in a step of each GPU")
+    scaled.add_argument("--steps", type=int, default=40, help="timed steps of a round")
+    scaled.add_argument("--rounds", type=int, default=2)
+    scaled.add_argument("--results", type=Path, default=scale.RESULTS)
+    scaled.add_argument("--tiny", action="store_true")
     whole = commands.add_parser("whole")
     whole.add_argument("work", type=Path, help="folder with 8 GB to spare")
     whole.add_argument("--tiny", action="store_true")
@@ -54,6 +61,10 @@ def main() -> None:
         return
     if options.command == "whole":
         measure_runs(options.work, tiny=options.tiny)
+        return
+    if options.command == "scale":
+        found = scale.compare(options.gpus, options.batch_size, options.steps, options.rounds, tiny=options.tiny)
+        scale.keep(found, options.results)
         return
     if options.command == "table":
         write_page(load(options.results), options.page)

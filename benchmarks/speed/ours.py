@@ -18,6 +18,7 @@ from trainers.dataset import BucketTensors
 from trainers.engine import Engine
 from trainers.quantize import quantize_unet
 from trainers.text import FrozenText, LiveText, TextSource, TextStates
+from trainers.world import ALONE, World
 
 FIRST_LAYER = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 """Of SDXL's attention layers the first that a picture meets: no gradient needs to go further back."""
@@ -35,13 +36,14 @@ class OurStep:
         *,
         text: bool = False,
         quantization: str = "none",
+        world: World = ALONE,
         **knobs: Any,
     ) -> None:
         unet = setting.unet()
         if quantization != "none":
             quantize_unet(unet, quantization, setting.device, {})
         encoders = setting.text_encoders() if text else None
-        self.engine = make_engine(unet, setting, method, targets, encoders=encoders, **knobs)
+        self.engine = make_engine(unet, setting, method, targets, encoders=encoders, world=world, **knobs)
         self.trainable = self.engine.adapter.num_parameters()
         self._number = 0
 
@@ -77,6 +79,7 @@ def make_engine(
     *,
     encoders: tuple[nn.Module, nn.Module] | None = None,
     options: dict[str, Any] | None = None,
+    world: World = ALONE,
     **knobs: Any,
 ) -> Engine:
     """The product's engine over `unet`.
@@ -86,6 +89,7 @@ def make_engine(
         targets: the UNet layers that learn, as `targets.unet` names them.
         encoders: both text encoders, where their attention is to learn, too.
         options: further fields of TrainConfig.
+        world: the processes that share the setting's batch.
         knobs: of the method (rank is 16 where it has one).
     """
     fields = REGISTRY[method].spec_type.model_fields
@@ -104,7 +108,7 @@ def make_engine(
     if encoders:
         components |= {"text_encoder": encoders[0], "text_encoder_2": encoders[1]}
     adapter = attach(components, spec, config.targets.chosen(), decomposer=Unread(), steps=config.steps)
-    plan = BatchPlan(_bucket(setting), setting.batch_size, config.seed)
+    plan = BatchPlan(_bucket(setting), setting.batch_size, config.seed, world)
     return Engine(unet, adapter, plan, _text(setting, encoders), setting.scheduler(), config, setting.dtype)
 
 

@@ -57,7 +57,8 @@ class Recorder:
         for generator in self._generators:
             graph.register_generator_state(generator)
         try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            # thread_local: NCCL's own thread looks at its events meanwhile, which would end a recording of all threads
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 work()
         except Exception as error:  # torch says it in many ways; what the work itself is to blame for shows when run
             self.problems[name] = (str(error).strip().splitlines() or [type(error).__name__])[0]

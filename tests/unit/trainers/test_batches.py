@@ -8,6 +8,7 @@ import torch
 from trainers.batches import BatchPlan
 from trainers.buckets import Bucket
 from trainers.dataset import BucketTensors
+from trainers.world import World
 
 
 def tensors(subject: int, prior: int = 0, side: int = 4) -> BucketTensors:
@@ -81,6 +82,20 @@ def test_the_same_batch_number_draws_the_same_latents():
     spread = BucketTensors(made.mean, torch.ones_like(made.mean), None, made.time_ids, made.captions, made.is_prior)
     first, second = (BatchPlan({Bucket(32, 32): spread}, 2, seed=5).batch(11).latents for _ in range(2))
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("prior", [0, 5])
+def test_processes_share_a_batch_as_one_process_draws_it(prior: int):
+    made = tensors(6, prior)
+    spread = BucketTensors(made.mean, torch.ones_like(made.mean), None, made.time_ids, made.captions, made.is_prior)
+    buckets = {Bucket(32, 32): spread}
+    alone = BatchPlan(buckets, 4, seed=1).batch(3)
+    shares = [BatchPlan(buckets, 4, 1, World(rank, 2)).batch(3) for rank in (0, 1)]
+    for share in shares:
+        assert share.is_prior.tolist() == [False, False] + ([True, True] if prior else [])
+    subject, prior_rows = (torch.cat([part.latents.split(2)[n] for part in shares]) for n in (0, -1))
+    assert torch.equal(subject, alone.latents[:4]) and torch.equal(prior_rows, alone.latents[-4:])
+    assert torch.equal(torch.cat([share.captions[:2] for share in shares]), alone.captions[:4])
 
 
 def test_validation_leaves_the_class_pictures_out():
