@@ -24,8 +24,8 @@ from benchmarks.fusion.subjects import Group
 from benchmarks.fusion.train import training_of
 from benchmarks.fusion.variants import Variant
 from studio.regions import drawing_regions
+from trainers.bases import pick_device, pick_dtype
 from trainers.fast.sampling import fast_sampling
-from trainers.loop import pick_device, pick_dtype
 from trainers.result import ADAPTER_NAME
 from trainers.sdxl import Base, generate, load_base
 

@@ -15,7 +15,7 @@ from benchmarks.embedded.subjects import BACKGROUNDS, compose_subject, write_sub
 from benchmarks.fusion.designs import designs_of, load_designs, save_designs
 from benchmarks.fusion.judge import mean_look, save_judge, train_judge
 from benchmarks.fusion.subjects import STYLE, STYLE_THINGS, STYLE_TRIGGER, SUBJECTS, reference_things
-from trainers.loop import pick_device
+from trainers.bases import pick_device
 from trainers.sdxl import load_base
 
 PICTURES = 6
