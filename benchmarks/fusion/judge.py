@@ -62,7 +62,7 @@ def train_judge(designs: Designs, vae: AutoencoderKL, steps: int, batch: int = 1
 
 
 @torch.no_grad()
-def mean_look(model: Look, designs: Designs, vae: AutoencoderKL, thing: str, family: str, count: int = 64) -> Tensor:
+def mean_look(model: Look, designs: Designs, vae: AutoencoderKL, thing: str, family: str, count: int = 24) -> Tensor:
     """What the views of one design have in common, a unit vector [FEATURES]."""
     draws = torch.Generator(designs.look.device).manual_seed(1)
     rows = designs.rows_of(thing, family)

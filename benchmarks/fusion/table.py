@@ -93,7 +93,7 @@ def render(rows: Sequence[Row], valid: Sequence[Row], about: str) -> str:
         found = {v.name: [f for g in groups() if g.kind == kind for f in found_of(rows, g, v)] for v in variants()}
         found = {name: cells for name, cells in found.items() if cells}
         if BASELINE in found:
-            parts += [f"## {title}", "", *_table(found), "", *_verdict(kind, found), ""]
+            parts += [f"### {title}", "", *_table(found), "", *_verdict(kind, found), ""]
     return "\n".join([*parts, *_promises(rows), "", *_validity(valid)])
 
 
@@ -183,7 +183,7 @@ FIGURES = ("overlap", "angle", "crosstalk", "lost")
 def _promises(rows: Sequence[Row]) -> list[str]:
     """Whether what weights and activations promise is what pictures keep."""
     lines = [
-        "## What weights and activations say of pictures",
+        "### What weights and activations say of pictures",
         "",
         "The report's figures, root mean squares over pairs and subjects, then means over groups and seeds; and",
         "Spearman's rank correlation of identity kept with crosstalk and with what is lost, over the cells of one way.",
@@ -220,7 +220,7 @@ def _correlation(cells: list[Found], key: str) -> float:
 def _validity(valid: Sequence[Row]) -> list[str]:
     keys = ("alone", "base", "others", "other_designs", "auc_base", "auc_others")
     lines = [
-        "## Whether the measure can be trusted",
+        "### Whether the measure can be trusted",
         "",
         "Mean likeness (cosine) to a thing's emojione look: of its place under its own LoRA alone; of the base's thing",
         "of that class; of other members under theirs; of other families' designs of the class. Then how often the",
