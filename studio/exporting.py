@@ -17,7 +17,7 @@ from adapters.errors import UserInputError
 from adapters.extras import Extras
 from adapters.files import AdapterCard
 from adapters.formats.export import Exported, Format, export, find_format
-from adapters.formats.open import attach_any, open_adapter
+from adapters.formats.open import attach_any, attach_whole, open_adapter
 from studio.sampling import adapter_path, common_base, warn
 from trainers.sdxl import load_base
 from trainers.thumbnail import jpeg_of
@@ -50,7 +50,10 @@ def export_adapter(request: Request, console: Console) -> Iterator[str]:
         raise UserInputError(f"{request.out} does not end in .safetensors.", "Other programs go by that ending.")
     file, dtype = open_adapter(adapter_path(request.adapter)), DTYPES[request.dtype]
     base = load_base(request.base or common_base([file]), dtype=dtype if form.whole_model else torch.float32)
-    adapters = attach_any(base.components, file, base.hash, rank=request.rank)
+    if form.whole_model:
+        adapters = attach_whole(base.components, file, base.hash)
+    else:
+        adapters = attach_any(base.components, file, base.hash, rank=request.rank)
     adapters.detach()
     if adapters.warning:
         warn(console, adapters.warning)

@@ -14,16 +14,16 @@ from adapters.adapter_set import AdapterSet
 from adapters.errors import MismatchError, UserInputError
 from adapters.extras import Extras, vectors_of
 from adapters.files import AdapterCard, save_adapter
-from adapters.formats.open import AnyFile, attach_any, open_adapter
+from adapters.formats.open import attach_any, attach_whole, open_adapter
 from adapters.fusion.deltas import LayerDelta, compress, delta_of, truncated
-from adapters.fusion.fuse import lora_of
+from adapters.fusion.fuse import DENSE_RANK, lora_of
 from adapters.fusion.report import root_mean_square
 from adapters.layer import master
 from adapters.targets import select_sites
 from studio import __version__
 from studio.sampling import adapter_path, common_base, for_each, warn
 from trainers.result import timestamp
-from trainers.sdxl import Base, load_base
+from trainers.sdxl import load_base
 
 _NO_CHANGE = 1e-6
 """‖W_tuned − W‖/‖W‖ below which a layer was not tuned."""
@@ -33,7 +33,8 @@ def resize(adapter: Path, rank: int, out: Path, base_name: str | None, console: 
     """The best LoRA of `rank` for an adapter of any method; yields what there is to say."""
     file = open_adapter(adapter_path(adapter))
     base = load_base(base_name or common_base([file]))
-    adapters = _attached(base, file, console)
+    adapters = attach_any(base.components, file, base.hash, rank=max(rank, DENSE_RANK))
+    _warn(adapters, console)
     adapters.detach()
     deltas: dict[str, LayerDelta] = {}
     for name, one in adapters.adapters.items():
@@ -100,7 +101,8 @@ def merge(
     base = load_base(base_name or common_base(files))
     words: list[str] = []
     for file, strength in zip(files, weights, strict=True):
-        attached = _attached(base, file, console)
+        attached = attach_whole(base.components, file, base.hash)
+        _warn(attached, console)
         words += attached.extras.words
         attached.strength = strength
         attached.merge()
@@ -115,11 +117,9 @@ def merge(
         yield f"  Left out, as a model's weights cannot hold them: the embeddings of {', '.join(words)}"
 
 
-def _attached(base: Base, file: AnyFile, console: Console) -> AdapterSet:
-    adapters = attach_any(base.components, file, base.hash)
+def _warn(adapters: AdapterSet, console: Console) -> None:
     if adapters.warning:
         warn(console, adapters.warning)
-    return adapters
 
 
 def _loss(deltas: dict[str, LayerDelta]) -> str:

@@ -13,6 +13,7 @@ BUNDLE = "bundle_emb."
 """bundle_emb.<word>.clip_l and .clip_g (OneTrainer), or .string_to_param.* (A1111)."""
 ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 _ONE_TENSOR = "string_to_param.*"
+_OF_NORMS = frozenset({"diff", "diff_b", "w_norm", "b_norm", "alpha"})
 _LONGEST = 100
 """Letters of a word."""
 
@@ -35,13 +36,17 @@ def vectors_in(parts: Parts, known: Known) -> tuple[dict[str, Tensor], list[str]
     homeless: list[str] = []
     for stem, found in parts.items():
         name, module = known.get(stem, ("", None))
+        if module is None:
+            continue
         is_norm = isinstance(module, nn.LayerNorm | nn.GroupNorm)
+        if (found.keys() - _OF_NORMS) if is_norm else ("w_norm" in found):
+            homeless.append(stem)
         given = {"bias": found.get("diff_b", found.get("b_norm"))}
         if is_norm:
             given["weight"] = found.get("w_norm", found.get("diff"))
         for end, vector in given.items():
             own = getattr(module, end, None)
-            if vector is None or module is None:
+            if vector is None:
                 continue
             if not isinstance(own, Tensor):
                 homeless.append(stem)

@@ -108,17 +108,27 @@ def layer_of(
     """
     change = _change(site, found) if rotation is None else change_of(site, weight, rotation)
     scale = found.get("dora_scale")
+    if isinstance(change, Told) and (scale is None or keep_magnitude):
+        return change if scale is None else replace(change, magnitude=scale.flatten())
+    return _cut(site, _whole(site, weight, change, scale), rank)
+
+
+def whole_of(site: Site, weight: Tensor, found: Mapping[str, Tensor], rotation: Rotation | None) -> Tensor:
+    """W' − W of one layer as d×κ, whatever its kind. Arguments and errors are layer_of's."""
+    change = _change(site, found) if rotation is None else change_of(site, weight, rotation)
+    return _whole(site, weight, change, found.get("dora_scale"))
+
+
+def _whole(site: Site, weight: Tensor, change: Told | Tensor, scale: Tensor | None) -> Tensor:
+    """A change multiplied out, and under DoRA's magnitude where there is one."""
+    product = site.product(change.up, change.down) if isinstance(change, Told) else change
     if scale is None:
-        return change if isinstance(change, Told) else _cut(site, change, rank)
-    if keep_magnitude and isinstance(change, Told):
-        return replace(change, magnitude=scale.flatten())
+        return product
     before = site.matricise(weight)
-    moved = before + (site.product(change.up, change.down) if isinstance(change, Told) else change)
+    moved = before + product
     if per_input(site, scale):
-        gain = _input_gain(site, weight, moved, scale)
-    else:
-        gain = (scale.flatten() / moved.norm(dim=1).clamp_min(torch.finfo(moved.dtype).tiny))[:, None]
-    return _cut(site, moved * gain - before, rank)
+        return moved * _input_gain(site, weight, moved, scale) - before
+    return moved * (scale.flatten() / moved.norm(dim=1).clamp_min(torch.finfo(moved.dtype).tiny))[:, None] - before
 
 
 def _cut(site: Site, matrix: Tensor, rank: int) -> Told:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from adapters.adapter_set import AdapterSet
 from adapters.files import AdapterFile, attach_file, load_adapter
-from adapters.formats.convert import convert
+from adapters.formats.convert import convert, whole_set
 from adapters.formats.foreign import ForeignFile, is_foreign, read_foreign
+from adapters.formats.placed import place
 
 AnyFile = AdapterFile | ForeignFile
 NOTABLE = 0.01
@@ -38,11 +39,24 @@ def attach_any(
         return attach_file(components, file, known_hash, part)
     converted = convert(file, components, rank)
     adapters = attach_file(components, converted.file, known_hash, part)
-    notes: list[str] = []
-    if converted.left_out:
-        notes.append(f"{len(converted.left_out)} parts have no place in this base (such as {converted.left_out[0]})")
-    if converted.error > NOTABLE:
-        notes.append(f"a rank of {rank} leaves out up to {converted.error:.0%} of a layer's change")
-    if notes:
-        adapters.warning = f"{file.path} was made by another program: {'; '.join(notes)}."
+    notes = [f"a rank of {rank} leaves out up to {converted.error:.0%} of a layer's change"]
+    adapters.warning = _warning(file, converted.left_out, notes if converted.error > NOTABLE else [])
     return adapters
+
+
+def attach_whole(components: Mapping[str, nn.Module], file: AnyFile, known_hash: str | None = None) -> AdapterSet:
+    """attach_any for a set that is only to be merged: nothing of another program's file is cut to a rank."""
+    if isinstance(file, AdapterFile):
+        return attach_file(components, file, known_hash)
+    placed = place(file, components)
+    adapters = whole_set(placed, components)
+    adapters.attach()
+    adapters.warning = _warning(file, placed.left_out, [])
+    return adapters.eval()
+
+
+def _warning(file: ForeignFile, left_out: Sequence[str], notes: Sequence[str]) -> str | None:
+    told = list(notes)
+    if left_out:
+        told.insert(0, f"{len(left_out)} parts have no place in this base (such as {left_out[0]})")
+    return f"{file.path} was made by another program: {'; '.join(told)}." if told else None

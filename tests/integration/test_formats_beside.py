@@ -96,10 +96,11 @@ def test_a_bias_acts_as_the_same_bias_of_a_tuned_model_does(components: Componen
 
 def test_what_has_no_place_is_said(components: Components, tmp_path: Path):
     homeless = {f"{SGM_LAYER}.diff_b": torch.ones(128)}  # to_q has no bias
+    homeless |= {f"{SGM_GROUP_NORM}.lora_up.weight": torch.ones(2, 2), f"{SGM_PROJECTION}.w_norm": torch.ones(128)}
     strange = {f"{SGM_LAYER}.set_weight": torch.ones(2), "bundle_emb.zwx.clip_l_out": torch.ones(1, 128)}
     found = attached(components, written(tmp_path, {**PAIR, **homeless, **strange}))
     found.detach()
-    assert "3 parts have no place in this base" in (found.warning or "")
+    assert "5 parts have no place in this base" in (found.warning or "")
 
 
 def test_norms_of_another_base_are_refused(components: Components, tmp_path: Path):

@@ -116,6 +116,33 @@ def test_biases_and_norms_of_another_program_s_file_go_in_and_its_words_are_said
     assert torch.equal(found, base.unet.conv_norm_out.weight + 0.5)
 
 
+@pytest.mark.parametrize("kind", ["diff", "lokr", "oft", "dora"])
+def test_another_program_s_change_goes_in_whole_whatever_its_rank(base: Base, tmp_path: Path, kind: str):
+    """Where sampling with the file keeps 64 singular values, a merged model keeps all."""
+    weight, pair = (
+        base.unet.get_submodule(LAYER).get_parameter("weight").detach(),
+        (torch.randn(128, 2), torch.randn(2, 128)),
+    )
+    found: dict[str, Tensor] = {
+        "diff": {"diff": torch.randn(128, 128)},
+        "lokr": {"lokr_w1": torch.randn(8, 8), "lokr_w2": torch.randn(16, 16)},
+        "oft": {"oft_blocks": torch.randn(4, 32, 32)},
+        "dora": {"lora_up.weight": pair[0], "lora_down.weight": pair[1], "dora_scale": 1 + torch.rand(1, 128)},
+    }[kind]
+    path = written(tmp_path, {f"{SGM_LAYER}.{name}": tensor for name, tensor in found.items()})
+    adapters = attach_any(base.components, open_adapter(path), "", rank=128)
+    expected = weight + adapters.adapters[f"unet.{LAYER}"].delta_weight(weight)
+    adapters.detach()
+    out, folder = tmp_path / "m.safetensors", tmp_path / "folder"
+    words = ["export", str(path), "--format", FORM, "--dtype", "fp32", "--base", BASE, "--out", str(out)]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    name = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q.weight"
+    assert relative_error(load_file(out)[name], expected) < 1e-4
+    assert CliRunner().invoke(app, ["merge", str(path), "--base", BASE, "--out", str(folder)]).exit_code == 0
+    merged = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")[f"{LAYER}.weight"]
+    assert relative_error(merged, expected) < 2e-3  # fp16
+
+
 def test_what_overflows_the_storage_type_is_refused_and_no_file_is_left(base: Base, parts: Components, tmp_path: Path):
     adapters = trained(dict(base.components), "lora", rank=2)
     with torch.no_grad():
