@@ -143,7 +143,10 @@ class Queue:
         return [job.id for job in self.list_jobs(ACTIVE) if self._bury(job, max_crashes)]
 
     def _bury(self, job: Job, max_crashes: int) -> bool:
-        lock = locks.hold(locks.run_lock(job.run))
+        try:
+            lock = locks.hold(locks.run_lock(job.run))
+        except OSError:  # its disk is away: nothing can be said of it until it is back
+            return False
         if lock is None:
             return False
         try:  # under the lock nobody can begin with it

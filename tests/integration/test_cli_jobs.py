@@ -155,9 +155,10 @@ def test_trying_again_with_other_settings_makes_a_job_of_them(queue: Queue, thre
     assert new != three[0] and config["gradient_checkpointing"] and config["steps"] == 2
 
 
-def test_following_shows_what_was_and_ends_with_the_job(queue: Queue, three: list[str]):
+def test_following_shows_what_was_and_ends_with_the_job(queue: Queue, pictures: Path):
+    id = put(queue, quick_config(pictures))
     work(queue)
-    followed = studio("jobs", "follow", three[0])
+    followed = studio("jobs", "follow", id)
     assert followed.exit_code == 0 and followed.stdout.strip() == "done"
     assert "Training" in followed.stderr and "Done after 4 steps" in followed.stderr
 

@@ -234,9 +234,9 @@ def _claim_all(home: Path) -> list[str]:
 
 
 def test_processes_that_claim_at_once_never_take_the_same_job(queue: Queue):
-    ids = {queue.submit(submission()) for _ in range(60)}
-    with ProcessPoolExecutor(4, mp_context=get_context("forkserver")) as pool:
-        taken = [id for part in pool.map(_claim_all, [queue.home] * 4) for id in part]
+    ids = {queue.submit(submission()) for _ in range(24)}
+    with ProcessPoolExecutor(3, mp_context=get_context("forkserver")) as pool:
+        taken = [id for part in pool.map(_claim_all, [queue.home] * 3) for id in part]
     assert len(taken) == len(ids) and set(taken) == ids
 
 
@@ -275,6 +275,16 @@ def test_a_job_whose_worker_died_is_interrupted_and_goes_on_first(queue: Queue, 
     requeue_interrupted(queue)
     again = claim(queue)
     assert (again.job.id, again.job.attempts, again.job.crashes) == (three[0], 2, 1)
+
+
+def test_a_job_whose_disk_is_away_holds_no_sweep_up(queue: Queue, three: list[str]):
+    away, dead = claim(queue), claim(queue)
+    die(away), die(dead)
+    away.job.run.rename(away.job.run.with_name("away"))
+    away.job.run.touch()
+    assert queue.sweep() == [dead.job.id]
+    away.job.run.unlink()
+    assert queue.sweep() == [away.job.id]
 
 
 @pytest.mark.parametrize(("ask", "state"), [("cancel", "cancelled"), ("pause", "paused")])
