@@ -106,9 +106,8 @@ def train(
     adapter.strength = 1.0
     yield run.started(data.pictures)
     reason = yield from run.steps()
-    path = None
-    if reason == "done" and world.is_main:
-        path = run.save_result()
+    path = run.save_result() if reason == "done" and world.is_main else None
+    if path is not None:
         yield Saved(step=run.step, path=path, final=True)
     world.wait()  # the others must not end while the main one writes: that would look like a failure
     run.engine.close()
