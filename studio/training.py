@@ -18,6 +18,7 @@ from studio.failures import Interrupted
 from studio.processes import joined, unmoved
 from studio.progress import display_for
 from studio.slots import beside
+from studio.tracking import tracked
 from trainers.config import TrainConfig
 from trainers.events import Command, Event, Finished, Started
 from trainers.loop import train
@@ -103,7 +104,8 @@ def _lead(request: Request, whole: TrainConfig, out: Path, console: Console, wor
             folder.write_config(whole, f"spectral-studio {__version__}")
             stop.started()
 
-        stream = folder.record(train(whole, out, resume=request.resume, commands=stop.command, world=world))
+        events = train(whole, out, resume=request.resume, commands=stop.command, world=world)
+        stream = folder.record(tracked(events, whole, out))
         last = _show(stream, console, started)
     if isinstance(last, Finished) and last.adapter is not None:
         return last.adapter
