@@ -30,6 +30,7 @@ OWNERS = {
     "objective": "What is predicted, and how much each timestep counts (trainers/objective.py).",
     "optim": "Optimizer and learning rates (trainers/optim.py).",
     "sample": "Pictures made while it trains (trainers/samples.py).",
+    "tracking": "TensorBoard, wandb and others ([tracking.md](tracking.md), studio/tracking.py).",
 }
 
 

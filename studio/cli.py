@@ -83,20 +83,14 @@ def train(
     gpus: Annotated[int | None, typer.Option(metavar="N", min=1, help="GPUs that share each batch.")] = None,
 ) -> None:
     """Teach a base the subject in FOLDER; leaves DIR/adapter.safetensors, samples and config.yaml."""
-    if gpus is not None:
-        from studio import processes
-
-        if processes.to_be_started(gpus):
-            raise typer.Exit(processes.launch(gpus, ["-m", "studio", *sys.argv[1:]]))
-    _start()
+    _start(gpus)
     from studio.training import run_training
 
     request = options.request(
         folder, trigger, class_word, base, adapter, steps, preset, config, assignments, out, resume, beside
     )
-    adapter_file = run_training(request, Console(stderr=True))
-    if adapter_file is not None:
-        typer.echo(adapter_file)
+    if (made := run_training(request, Console(stderr=True))) is not None:
+        typer.echo(made)
 
 
 @app.command()
@@ -296,8 +290,16 @@ def doctor() -> None:
 cli_jobs.add_to(app)
 
 
-def _start() -> None:
-    """Before a command's own modules: what is slow to import, and only as much of it as is needed."""
+def _start(gpus: int | None = None) -> None:
+    """Before a command's own modules: what is slow to import, and only as much of it as is needed.
+
+    With several `gpus` this process only starts others that do the same.
+    """
+    if gpus is not None:
+        from studio import processes
+
+        if processes.to_be_started(gpus):
+            raise typer.Exit(processes.launch(gpus, ["-m", "studio", *sys.argv[1:]]))
     from studio.start import import_diffusers
 
     import_diffusers()

@@ -30,6 +30,8 @@ _EXTRAS = {
     "pillow_heif": ("heic", "HEIC pictures from phones"),
     "xformers": ("gpu", "xformers' attention"),
     "gradio": ("ui", "the web pages"),
+    "tensorboard": ("tracking", "TensorBoard's curves"),
+    "wandb": ("tracking", "tracking with wandb"),
 }
 _SDXL_GIB = {"best": 23.0, "balanced": 11.5, "small-gpu": 7.5, "low-memory": 3.9}
 """GPU memory in GiB from which a preset is advised for SDXL at 1024 px: docs/measurements.md and some room."""

@@ -16,6 +16,7 @@ from studio.runs import RunFolder
 from studio.slots import claimed
 from studio.stopping import Stop
 from studio.store import Ask, State, Summary
+from studio.tracking import tracked
 from trainers import checkpoint, events
 from trainers.bases import Bases
 from trainers.config import TrainConfig
@@ -117,7 +118,7 @@ class JobRun:
             whole, self.folder.path, resume=resume, device=self.device, commands=self._command, bases=self.bases
         )
         with closing(source), display_for(self.console) as display:
-            for event in self.folder.record(source):
+            for event in self.folder.record(tracked(source, whole, self.folder.path)):
                 display.show(event)
                 self._note(event, whole)
                 if (ended := self._ended(event)) is not None:

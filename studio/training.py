@@ -17,6 +17,7 @@ from studio.progress import display_for
 from studio.sampling import warn
 from studio.slots import beside, claimed
 from studio.stopping import Stop
+from studio.tracking import tracked
 from trainers.config import TrainConfig
 from trainers.events import Command, Event, Finished, Started
 from trainers.loop import train
@@ -112,7 +113,8 @@ def _lead(request: Request, whole: TrainConfig, out: Path, console: Console, wor
         def command() -> Command | None:
             return "pause" if stop.asked else None
 
-        stream = folder.record(train(whole, out, resume=request.resume, commands=command, world=world))
+        events = train(whole, out, resume=request.resume, commands=command, world=world)
+        stream = folder.record(tracked(events, whole, out))
         last = _show(stream, console, started)
     if isinstance(last, Finished) and last.adapter is not None:
         return last.adapter

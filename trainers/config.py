@@ -19,9 +19,15 @@ from trainers.objective import ObjectiveConfig
 from trainers.optim import OptimConfig
 from trainers.rules import RULES
 
-_SHOWN = ("capture", "attention", "sample", "save_every", "keep_checkpoints", "validate_every", "validation_levels")
+_SHOWN = (
+    *("capture", "attention", "sample", "tracking"),
+    *("save_every", "keep_checkpoints", "validate_every", "validation_levels"),
+)
 """Fields that decide how a run is computed, shown or kept, not what it learns."""
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Tracker = Literal[
+    "auto", "none", "tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "clearml", "swanlab", "aim", "dvclive"
+]
 
 
 class TargetConfig(BaseModel):
@@ -81,6 +87,17 @@ class SampleConfig(BaseModel):
     count: int = Field(default=4, ge=0, description="pictures at the end when no prompts are given; 0: none")
 
 
+class TrackingConfig(BaseModel):
+    """Which services are told of a run (studio.tracking); their keys and addresses are not our affair."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    to: tuple[Tracker, ...] = Field(
+        default=("auto",),
+        description="who is told numbers and sample pictures; auto: TensorBoard where it is installed",
+    )
+    project: str = Field(default="spectral-studio", description="the project that services put the run under")
+
+
 class TrainConfig(BaseModel):
     """Everything that decides what a run computes. Same config, base, pictures and seed: the same adapter."""
 
@@ -93,8 +110,11 @@ class TrainConfig(BaseModel):
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     optim: OptimConfig = Field(default_factory=OptimConfig)
     sample: SampleConfig = Field(default_factory=SampleConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     steps: int = Field(default=500, ge=1, description="optimizer steps")
-    batch_size: int = Field(default=1, ge=1, description="pictures in one forward pass (class pictures come on top)")
+    batch_size: int = Field(
+        default=1, ge=1, description="pictures in one pass of all processes together (class pictures come on top)"
+    )
     gradient_accumulation: int = Field(default=1, ge=1, description="forward passes summed into one optimizer step")
     gradient_checkpointing: bool = Field(default=False, description="less memory, about a third more time")
     capture: Literal["auto", "off"] = Field(
