@@ -23,10 +23,13 @@ _NOWHERE = "the pictures' folder"
 
 def _layers(preset: str, base: str, settings: dict[str, str]) -> list[Layer]:
     """A preset under a person's own settings, each a text that is read as YAML."""
+    for key in settings:
+        if key in form.ASKED_ELSEWHERE | form.PLACES:
+            raise RefusedError(f"{key} is not set here.", "Use studio train for it.", {key: f"{key} is not set here."})
     yours = config.set_layer([f"{key}={text}" for key, text in settings.items()])
     return [
         *config.preset_layers(preset, config.family_of(base)),
-        Layer(YOURS, {**yours.values}),
+        Layer(YOURS, yours.values),
         Layer("the form", {"base": base}),
     ]
 
@@ -98,7 +101,7 @@ def settings_of_yaml(text: str, preset: str, base: str) -> dict[str, str]:
     given = dict(config.leaves(cast("dict[str, Any]", values)))
     method = str(given.get("adapter.method", given.get("adapter", config.DEFAULT_METHOD)))
     standing = _standing(preset, base, method)
-    told = {key: value for key, value in given.items() if key not in form.ASKED_ELSEWHERE}
+    told = {key: value for key, value in given.items() if key not in form.ASKED_ELSEWHERE | form.PLACES}
     changed = {key: value for key, value in told.items() if key not in standing or standing[key] != value}
     if method != _standing_method(preset, base):
         changed["adapter.method"] = method

@@ -23,6 +23,10 @@ def ui(
             help="Ask for this password; better given in $SPECTRAL_STUDIO_PASSWORD, where other users do not see it.",
         ),
     ] = None,
+    base: Annotated[
+        list[str] | None,
+        typer.Option(metavar="BASE", help="A base to offer besides the built-in one and SDXL 1.0; several times."),
+    ] = None,
     mcp: Annotated[bool, typer.Option("--mcp", help="Offer the API to language models, too (MCP).")] = False,
 ) -> None:
     """Open the web pages: teach, watch and draw in a browser."""
@@ -32,7 +36,7 @@ def ui(
         if error.name != "gradio":
             raise
         raise MissingError("The web pages need gradio.", 'pip install "spectral-studio[ui]"') from error
-    server.serve(server.Settings(host, port, password, mcp))
+    server.serve(server.Settings(host, port, password, tuple(base or ()), mcp))
 
 
 def add_to(app: typer.Typer) -> None:

@@ -17,6 +17,8 @@ from trainers.sources import EMBEDDED, VOCABULARY, clip_tokenizer
 Level = Literal["often", "sometimes", "rarely"]
 ASKED_ELSEWHERE = frozenset({"base", "data.folder", "data.captions.trigger", "data.captions.class_word"})
 """What the form's other steps ask for."""
+PLACES = frozenset({"prior.folder"})
+"""Paths on the server's disk: not for a form that somebody else may fill in."""
 _RARE_GROUPS = ("data.checks", "objective", "validate", "validation", "optim.options", "targets.overrides")
 
 
@@ -58,7 +60,7 @@ def _preset_keys() -> frozenset[str]:
 def knobs(method: str, standing: dict[str, Any]) -> Iterator[Knob]:
     """Every setting that a run with that method has, in the schema's order."""
     for key, field in schema.walk(method):
-        if key in ASKED_ELSEWHERE:
+        if key in ASKED_ELSEWHERE | PLACES:
             continue
         described = schema.describe(key, field)
         yield Knob(

@@ -52,8 +52,6 @@ class Draft(BaseModel):
     base: str = "embedded"
     preset: str = "balanced"
     settings: dict[str, str] = Field(default_factory=dict)
-    touched: list[str] = Field(default_factory=list)
-    """Fields that the person has filled in: only those are found fault with before the end."""
 
 
 class Drafts:
@@ -65,16 +63,15 @@ class Drafts:
         self._inspected: dict[str, Inspected] = {}
 
     def new(self) -> Draft:
-        draft = Draft(id=new_id())
-        self._save(draft)
-        return draft
+        """Not on the disk before it holds anything."""
+        return Draft(id=new_id())
 
     def get(self, id: str) -> Draft:
-        """MissingError where there is none of that id."""
+        """The draft of that id, empty where nothing was ever put into it; MissingError where it is no id."""
         try:
             return Draft.model_validate_json((self._folder(id) / "draft.json").read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise MissingError("That draft is not here any more.", "Begin a new subject.") from error
+        except FileNotFoundError:
+            return Draft(id=id)
         except ValueError as error:
             raise FileFormatError("That draft cannot be read.", "Begin a new subject.") from error
 

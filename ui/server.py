@@ -32,6 +32,8 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 7860
     password: str | None = None
+    bases: tuple[str, ...] = ()
+    """What may be taught besides the bases that are always offered."""
     mcp: bool = False
 
 
@@ -70,7 +72,7 @@ def create_app(studio: Studio, settings: Settings) -> FastAPI:
 def serve(settings: Settings) -> None:
     """Until Ctrl+C. UserInputError for an address that others reach, without a password."""
     check(settings)
-    studio = Studio(Queue())
+    studio = Studio(Queue(), settings.bases)
     move_into_empty_folder(studio.home)
     name = f"[{settings.host}]" if ":" in settings.host else settings.host
     print(f"Spectral Studio is at http://{name}:{settings.port} (Ctrl+C ends it; jobs go on).", flush=True)  # noqa: T201

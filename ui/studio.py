@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from adapters.errors import StudioError
@@ -12,13 +13,19 @@ from studio.queue import Queue
 from studio.store.states import WAITING
 from ui.drafts import Drafts
 
+BASES = {
+    "embedded": "Built-in: small and quick, 128 px",
+    "stabilityai/stable-diffusion-xl-base-1.0": "Stable Diffusion XL 1.0, 1024 px",
+}
 _LOOK_EVERY_SECONDS = 3.0
 
 
 class Studio:
     """One for a server. `open` starts what goes on beside the requests, `close` ends it; jobs outlive both."""
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: Queue, bases: Sequence[str] = ()) -> None:
+        self.bases = {**BASES, **{name: name for name in bases}}
+        """What may be taught, with what people call it: nobody names a base by a text of their own."""
         self.queue = queue
         self.clerk = Clerk()
         self.drafts = Drafts(self.home / "drafts")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import gradio as gr
-
 from studio.store.states import ACTIVE, WAITING
 from ui.components import words
 from ui.components.live import Live
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
 
 
 def top(studio: Studio, live: Live, page: Page, pages: Sequence[Page]) -> None:
-    gr.Navbar(visible=False)
     plain_html(_menu(page, pages), elem_id="menu")
     strip = plain_html(elem_id="strip")
     live.watch(lambda: [strip_markup(studio)], [strip])

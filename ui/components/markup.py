@@ -18,10 +18,18 @@ element.addEventListener('click', event => {
 });
 element.addEventListener('change', event => {
   const target = event.target.closest('[data-field]');
-  if (target) told('input', target, {value: target.type === 'checkbox' ? String(target.checked) : target.value});
+  if (target && element.contains(target)) told('input', target, {value: target.type === 'checkbox' ? String(target.checked) : target.value});
+});
+let last = null;
+element.addEventListener('focusin', event => { last = event.target.dataset.key ?? null; });
+element.addEventListener('focusout', event => { if (event.relatedTarget) last = null; });
+watch('value', () => {
+  if (last && document.activeElement === document.body)
+    element.querySelector(`[data-key="${CSS.escape(last)}"]`)?.focus();
 });
 """
-"""A click on what has data-action, and a change of what has data-field, reach Python with its data-… attributes."""
+"""A click on what has data-action, and a change of what has data-field, reach Python with its data-… attributes.
+Whoever had the focus when the markup was replaced gets it back, by data-key."""
 
 
 def live_html(value: str = "", *, elem_id: str, script: str = "", label: str | None = None) -> gr.HTML:
