@@ -46,18 +46,26 @@ def _table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]] | list[tuple[s
 
 
 def _option(param: Any) -> tuple[str, str, str]:
-    names = ", ".join(f"`{name}`" for name in param.opts)
+    names = ", ".join(f"`{name}`" for name in (*param.opts, *param.secondary_opts))
     value = "" if param.is_flag else f" {param.metavar}"
     default = param.default
     shown = "required" if param.required else "" if default is None or default is False else str(default)
     return names + value, shown, param.help or ""
 
 
+def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command by its whole name; those of a group follow it."""
+    for name, one in group.commands.items():
+        yield f"{prefix}{name}", one
+        if hasattr(one, "commands"):
+            yield from _commands(one, f"{prefix}{name} ")
+
+
 def cli_page() -> str:
     """Every command with its arguments and options, and the exit codes."""
     command: Any = typer.main.get_command(app)
     lines = [NOTE, "# Commands", "", command.help, ""]
-    for name, one in command.commands.items():
+    for name, one in _commands(command):
         arguments = [p for p in one.params if p.param_type_name == "argument"]
         options = [p for p in one.params if p.param_type_name == "option"]
         words = " ".join(p.metavar or p.name.upper() for p in arguments)

@@ -81,9 +81,9 @@ def list_jobs(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """List the queue, and the last ten jobs that are over."""
-    from studio import job_texts
+    from studio import job_texts, workers
     from studio.queue import Queue
-    from studio.store.states import OVER, STATES
+    from studio.store.states import OVER, STATES, WAITING
 
     queue = Queue()
     queue.sweep()
@@ -93,6 +93,8 @@ def list_jobs(
         typer.echo(json.dumps([job_texts.as_json(job) for job in shown], indent=1))
         return
     Console().print(job_texts.table(shown) if shown else "The queue is empty.")
+    if not workers.alive(queue.home) and any(job.state in WAITING for job in shown):
+        typer.echo("No worker is alive: studio worker does the queue.", err=True)
 
 
 @jobs.command()
@@ -138,7 +140,9 @@ def resume(job: Id, start_worker: StartWorker = True) -> None:
 @jobs.command()
 def retry(
     job: Id,
-    preset: options.Preset = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A preset over the job's settings, such as low-memory.")
+    ] = None,
     assignments: options.Assignments = None,
     start_worker: StartWorker = True,
 ) -> None:

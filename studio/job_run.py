@@ -74,24 +74,30 @@ class JobRun:
 
         Raises StudioError where the store itself cannot be written: the job is then found as any dead worker's.
         """
-        id = self.claim.job.id
-        self._say(f"Job {id}: {self.claim.job.title}, attempt {self.claim.job.attempts}.")
+        job = self.claim.job
+        self._say(f"Job {job.id}: {job.title}, attempt {job.attempts}.")
         try:
-            self.claim.end(self._train())
+            state, failure = self._outcome()
+            self.claim.end(state, failure)
         except Lost:
-            self._say(f"Job {id} was taken from this worker.")
+            self._say(f"Job {job.id} was taken from this worker.")
             return False
         except KeyboardInterrupt:
             self.claim.end("interrupted")
             raise
-        except Exception as error:
-            failure = _for_job(explain(error), id)
-            self._say(f"Job {id} failed. {failure.what}")
-            self.claim.end("failed", failure)
-            return False
         finally:
             self.claim.lock.release()
-        return True
+        return failure is None
+
+    def _outcome(self) -> tuple[State, Failure | None]:
+        try:
+            return self._train(), None
+        except Lost:
+            raise
+        except Exception as error:
+            failure = _for_job(explain(error), self.claim.job.id)
+            self._say(f"It failed. {failure.what}")
+            return "failed", failure
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

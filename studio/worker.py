@@ -55,6 +55,8 @@ class Worker:
             except StudioError as error:  # the store cannot be written: the disk is full, or has gone
                 self.console.print(str(error), markup=False, highlight=False, soft_wrap=True)
                 self.stop.wait(_AFTER_ERROR_SECONDS)
+                last = time.monotonic()
+                continue
             idle = time.monotonic() - last
             if self.terms.idle is not None and idle >= self.terms.idle:
                 return True

@@ -56,7 +56,10 @@ def _gpus() -> int:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return 0
-    told = subprocess.run([tool, "--list-gpus"], capture_output=True, text=True, check=False, timeout=30)
+    try:
+        told = subprocess.run([tool, "--list-gpus"], capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):  # a driver that hangs is for the worker to report
+        return 0
     return sum(line.startswith("GPU ") for line in told.stdout.splitlines())
 
 
@@ -162,7 +165,7 @@ def start(home: Path) -> str:
         if new := set(alive(home)) - before:
             return new.pop()
         time.sleep(0.05)
-    raise StudioError(f"No worker could be started; its log is {log}.", "Start one by hand: studio worker.")
+    raise StudioError(f"No worker has come to life; its log is {log}.", "Start one by hand: studio worker.")
 
 
 def _environment(home: Path) -> dict[str, str]:
