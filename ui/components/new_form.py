@@ -18,7 +18,7 @@ from ui.studio import Studio
 from ui.subject import Problems
 
 PARTS = ("pictures", "trigger_note", "class_note", "presets", "knobs", "yaml", "yaml_note", "command", "review")
-_WORST = 'Fill in what is marked above; nothing is lost.'
+_WORST = "Fill in what is marked above; nothing is lost."
 
 
 class Form:
@@ -107,9 +107,9 @@ class Form:
     def _review(self, draft: Draft, plan: dict[str, Any] | None, found: Problems, refused: bool) -> str:
         """What will happen, in plain sentences; after a refused start, that something is missing."""
         told = message(found.of("") or (_WORST if refused and found.fields else ""), elem_id="start-problem")
-        wrong = [key for key in found.fields if "." in key]
-        if wrong and not refused:
-            told += message(f"Under “More control”: {' '.join(found.fields[key] for key in wrong)}")
+        wrong = [text for key, text in found.fields.items() if key not in ("", "pictures", "trigger", "class_word")]
+        if wrong:
+            told += message(f"Under “More control”: {' '.join(wrong)}")
         if plan is None:
             return told
         ready = not subject.missing(draft).fields

@@ -94,7 +94,8 @@ def _settings() -> dict[str, Any]:
             apply = gr.Button("Use this YAML", elem_id="use-yaml", size="sm")
             note = plain_html(elem_id="yaml-note")
         with gr.Tab("As a command"):
-            command = gr.Code(language="shell", label="Command", elem_id="command", interactive=False, wrap_lines=True)
+            command = gr.Code(language="shell", label="Command", elem_id="command", interactive=False, lines=2,
+                              wrap_lines=True)  # fmt: skip
     # The button is no output: Form leaves it out.
     return {"knobs": chosen, "yaml": text, "yaml_note": note, "command": command, "_apply": apply}
 
