@@ -46,7 +46,9 @@ def cards(base: str, measured: list[dict[str, Any]], gpus: list[Gpu]) -> Iterato
     """Every preset on that base. `measured`: base, batch_size and seconds_per_step of runs that were done here."""
     family = config.family_of(base)
     for name in config.preset_names():
-        subject = Layer("", {"base": base, "data": {"folder": ".", "captions": {"trigger": "sks", "class_word": "dog"}}})
+        subject = Layer(
+            "", {"base": base, "data": {"folder": ".", "captions": {"trigger": "sks", "class_word": "dog"}}}
+        )
         whole = config.compose([*config.preset_layers(name, family), subject])
         reason = _why_not(name, family, gpus)
         known = [run for run in measured if run["base"] == base]

@@ -86,7 +86,8 @@ def _control(key: str, field: FieldInfo) -> Literal["choice", "switch", "number"
         return "choice"
     if field.annotation is bool:
         return "switch"
-    return "number" if field.annotation in (int, float) else "text"
+    numeric = field.annotation is int or field.annotation is float
+    return "number" if numeric else "text"
 
 
 def _choices(key: str, field: FieldInfo) -> list[str]:

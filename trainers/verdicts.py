@@ -21,7 +21,7 @@ class Verdict:
 
 
 def verdicts(pictures: Sequence[Inspected], checks: ImageChecks, resolution: int) -> list[Verdict]:
-    """One a picture, in order; numbers in the texts count from 1. `resolution`: side of the training square in pixels."""
+    """One a picture, in order; texts count pictures from 1. `resolution`: side of the training square in pixels."""
     return [_verdict(place, pictures, checks, resolution) for place in range(len(pictures))]
 
 

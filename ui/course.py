@@ -39,7 +39,7 @@ class Course:
                 pass
 
     def smoothed(self, points: int = POINTS) -> list[tuple[int, float]]:
-        """The exponential moving average of the loss (its start corrected for, as Adam's), at that many steps at most."""
+        """The loss's exponential moving average (its start corrected for, as Adam's), at so many steps at most."""
         average, weight, drawn = 0.0, 0.0, list[tuple[int, float]]()
         for step, loss in self.losses:
             average += _SMOOTHING * (loss - average)

@@ -5,11 +5,10 @@ It stands before Gradio's own routes and ours alike, so that no endpoint can be 
 
 from __future__ import annotations
 
+import asyncio
 import hmac
-import html
 import ipaddress
 import secrets
-import time
 from urllib.parse import parse_qs
 
 from starlette.requests import Request
@@ -43,7 +42,7 @@ class Gate:
     def __init__(self, app: ASGIApp, password: str | None) -> None:
         self.app, self.password = app, password
         self._sessions: set[str] = set()
-        self._not_before = 0.0
+        self._guessing = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -79,12 +78,11 @@ class Gate:
             return HTMLResponse(_PAGE.format(message=""))
         body = await _body(request)
         given = parse_qs(body.decode("utf-8", "replace")).get("password", [""])[0] if body is not None else ""
-        now = time.monotonic()
-        too_soon, self._not_before = now < self._not_before, now + _WAIT_SECONDS
         assert self.password is not None
-        if too_soon or not hmac.compare_digest(given.encode(), self.password.encode()):
-            text = "Wait a moment, then try again." if too_soon else "That is not the password."
-            return HTMLResponse(_PAGE.format(message=html.escape(text)), 401)
+        async with self._guessing:  # one at a time, and a wrong one takes its while: guessing is slow, for all together
+            if not hmac.compare_digest(given.encode(), self.password.encode()):
+                await asyncio.sleep(_WAIT_SECONDS)
+                return HTMLResponse(_PAGE.format(message="That is not the password."), 401)
         token = secrets.token_urlsafe(32)
         self._sessions.add(token)
         wants_page = "text/html" in request.headers.get("accept", "")

@@ -22,6 +22,7 @@ from ui.app import build
 from ui.gate import Gate, is_loopback
 from ui.studio import Studio
 from ui.theme import css, theme
+from ui.uploads import uploads_dir
 
 MAX_UPLOAD = "400mb"
 """A whole drop beyond this is refused by Gradio itself; every picture is judged on its own (ui/uploads.py)."""
@@ -104,4 +105,4 @@ def move_into_empty_folder(home: Path) -> None:
         raise UserInputError(f"{empty} must be empty: what lies there would be served.", "Move what is in it away.")
     empty.chmod(0o555)
     os.chdir(empty)
-    os.environ["GRADIO_TEMP_DIR"] = str(home / "web" / "uploads")
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads_dir(home))

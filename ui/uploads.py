@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from adapters.errors import StudioError
+from adapters.errors import StudioError, UserInputError
 from trainers.decode import readable_suffixes
 from ui.drafts import MAX_CAPTION, Draft, Drafts
 
@@ -13,6 +13,20 @@ _HERE = Path(__file__).parent
 _SAMPLES = (_HERE / "samples" / "octopus", _HERE.parent / "examples" / "octopus")
 """In an installed package (pyproject.toml puts them there), and in a checkout."""
 _TEXT = ".txt"
+
+
+def received(home: Path, paths: Sequence[str | Path]) -> list[Path]:
+    """Files that this server has been sent. A path that somebody else made up is refused, whatever it leads to."""
+    root = uploads_dir(home).resolve()
+    files = [Path(path) for path in paths]
+    if not all(file.resolve().is_relative_to(root) and file.is_file() for file in files):
+        raise UserInputError("That is no file that was sent here.", "Upload the pictures.")
+    return files
+
+
+def uploads_dir(home: Path) -> Path:
+    """Where Gradio puts what it is sent."""
+    return home / "web" / "uploads"
 
 
 def take(drafts: Drafts, draft: Draft, files: Sequence[Path]) -> list[str]:

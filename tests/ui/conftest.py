@@ -20,7 +20,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
-BEARABLE = re.compile("Vega-Lite|was preloaded using link preload")
+BEARABLE = re.compile("Vega-Lite|was preloaded using link preload|Method not implemented")
 """Warnings of Gradio's own parts."""
 
 
@@ -38,20 +38,22 @@ class Server:
     options: tuple[str, ...] = ()
     port: int = field(default_factory=_free_port)
     process: subprocess.Popen[bytes] | None = None
+    worker: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    def _studio(self, *words: str) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "SPECTRAL_STUDIO_DATA": str(self.home), "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen([sys.executable, "-m", "studio", *words], env=environment, cwd=ROOT)
+
+    def employ(self) -> None:
+        """A worker of ours, which ends with us: the one that the server would start outlives it."""
+        self.worker = self._studio("worker")
+
     def start(self) -> Server:
-        environment = {
-            **os.environ,
-            "SPECTRAL_STUDIO_DATA": str(self.home),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
-        }
-        command = [sys.executable, "-m", "studio", "ui", "--port", str(self.port), *self.options]
-        self.process = subprocess.Popen(command, env=environment, cwd=ROOT)
+        self.process = self._studio("ui", "--port", str(self.port), *self.options)
         deadline = time.monotonic() + 90
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
@@ -62,16 +64,18 @@ class Server:
         raise AssertionError("studio ui does not answer")
 
     def stop(self) -> None:
-        if self.process is not None:
-            self.process.terminate()
-            self.process.wait(20)
+        for process in (self.process, self.worker):
+            if process is not None:
+                process.terminate()
+                process.wait(60)
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     pytest.importorskip("gradio", reason="gradio is not installed: the web pages were not tested")
-    running = Server(tmp_path_factory.mktemp("home")).start()
-    yield running
+    running = Server(tmp_path_factory.mktemp("home"))
+    running.employ()
+    yield running.start()
     running.stop()
 
 

@@ -13,8 +13,8 @@ import pytest
 
 pytest.importorskip("gradio", reason="gradio is not installed: the web pages were not tested")
 
-from adapters.errors import UserInputError  # noqa: E402
-from tests.ui.conftest import Server  # noqa: E402
+from adapters.errors import UserInputError
+from tests.ui.conftest import Server
 
 
 def _status(url: str, *, data: bytes | None = None, headers: dict[str, str] | None = None) -> int:
@@ -112,3 +112,16 @@ def test_the_server_has_no_torch(tmp_path: Path) -> None:
         "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], timeout=120)
+
+
+def test_the_api_reads_no_file_that_was_not_sent(tmp_path: Path) -> None:
+    from ui.uploads import received
+
+    mine = tmp_path / "web" / "uploads" / "a" / "sent.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"x")
+    (tmp_path / "secret.png").write_bytes(b"x")
+    assert received(tmp_path, [mine]) == [mine]
+    for path in (tmp_path / "secret.png", mine.parent / ".." / ".." / ".." / "secret.png", mine.parent / "no.png"):
+        with pytest.raises(UserInputError, match="no file that was sent"):
+            received(tmp_path, [path])

@@ -107,16 +107,18 @@ def test_a_setting_that_will_not_do_is_said_at_the_setting(page: Any) -> None:
     expect(page.locator('.s-knob:has([id="knob-steps"]) [role=alert]')).to_have_count(0)
 
 
-def test_a_mixed_drop_is_judged_file_by_file(page: Any) -> None:
+def test_a_mixed_drop_is_judged_file_by_file(page: Any, tmp_path: Path) -> None:
     first = _png()
-    small = [(name, data) for name, data in (("klein.png", _png((64, 64))),)]
     files = [
-        ("gut.png", first), ("noch einmal.png", first), ("gedreht.jpg", _turned()), ("日本語 ü.png", _png(colour="red")),
+        ("gut.png", first), ("noch einmal.png", first), ("gedreht.jpg", _turned()),
+        ("日本語 ü.png", _png(colour="red")),
         ("kaputt.png", b"\x89PNG\r\n\x1a\nno"), ("notes.txt", b"hello"), ("gut.txt", b"a zwx on a table"),
-        ("zu-gross.png", first + b"\0" * (51 * 2**20)), *small,
+        ("zu-gross.png", first + b"\0" * (51 * 2**20)), ("klein.png", _png((64, 64))),
     ]  # fmt: skip
     _new(page)
-    _drop(page, [{"name": name, "mimeType": "application/octet-stream", "buffer": data} for name, data in files])
+    for name, data in files:
+        (tmp_path / name).write_bytes(data)
+    _drop(page, [tmp_path / name for name, _ in files])
     cards = page.locator(".s-picture")
     expect(cards).to_have_count(5)
     refused = page.locator("#refused")
@@ -166,5 +168,5 @@ def test_a_run_that_is_stopped_can_go_on_and_says_so_in_a_second_tab(page: Any) 
     expect(second.locator("#phase")).to_contain_text(re.compile(r"step [1-9]\d* of 400"), timeout=LONG)
     page.get_by_role("button", name="Stop").click()
     expect(page.locator("#run-told")).to_contain_text("It stops after this step")
-    expect(second.locator("#phase")).to_have_text("was stopped")
+    expect(second.locator("#phase")).to_contain_text("was stopped")
     expect(second.get_by_role("button", name="Go on after all")).to_be_visible()

@@ -23,9 +23,7 @@ def top(studio: Studio, live: Live, page: Page, pages: Sequence[Page]) -> None:
 
 def _menu(current: Page, pages: Sequence[Page]) -> str:
     links = "".join(
-        f'<a href="/{page.path}"{_current(page is current)}>{esc(page.title)}</a>'
-        for page in pages
-        if page.in_menu
+        f'<a href="/{page.path}"{_current(page is current)}>{esc(page.title)}</a>' for page in pages if page.in_menu
     )
     mark = '<span class="s-mark" aria-hidden="true"></span>'
     return f'<nav class="s-menu" aria-label="Pages"><a class="s-brand" href="/">{mark}Spectral Studio</a>{links}</nav>'

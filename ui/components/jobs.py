@@ -39,7 +39,7 @@ def queue_markup(jobs: list[Job]) -> str:
         return ""
     movable = [job for job in jobs if job.state in ("queued", "interrupted")]
     rows = "".join(_row(job, movable) for job in jobs)
-    return f'<section aria-labelledby="queue-title"><h2 id="queue-title">Waiting</h2><ol class="s-list">{rows}</ol></section>'
+    return _section("queue", "Waiting", f'<ol class="s-list">{rows}</ol>')
 
 
 def _row(job: Job, movable: list[Job]) -> str:
@@ -52,7 +52,8 @@ def _row(job: Job, movable: list[Job]) -> str:
         buttons.append(button("Resume", "resume", job=job.id, label=f"Resume {job.title}"))
     buttons.append(button("Cancel", "cancel", job=job.id, label=f"Cancel {job.title}"))
     return (
-        f'<li><a href="/run?job={job.id}"><b>{esc(job.title)}</b></a> <span class="s-quiet">{words.STATES[job.state]}</span>'
+        f'<li><a href="/run?job={job.id}"><b>{esc(job.title)}</b></a> '
+        f'<span class="s-quiet">{words.STATES[job.state]}</span>'
         f'<span class="s-actions">{"".join(buttons)}</span></li>'
     )
 
@@ -63,7 +64,12 @@ def results_markup(jobs: list[Job]) -> str:
         return ""
     cards = "".join(
         f'<li><a class="s-result" href="/run?job={job.id}">{picture(job)}<b>{esc(job.title)}</b>'
-        f'<span class="s-quiet s-state-{job.state}">{words.STATES[job.state]}, {words.ago(job.finished)}</span></a></li>'
+        f'<span class="s-quiet s-state-{job.state}">{words.STATES[job.state]}, {words.ago(job.finished)}</span>'
+        "</a></li>"
         for job in jobs
     )
-    return f'<section aria-labelledby="results-title"><h2 id="results-title">Recent</h2><ul class="s-grid">{cards}</ul></section>'
+    return _section("results", "Recent", f'<ul class="s-grid">{cards}</ul>')
+
+
+def _section(name: str, title: str, inner: str) -> str:
+    return f'<section aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>{inner}</section>'

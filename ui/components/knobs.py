@@ -48,9 +48,7 @@ def knobs_markup(knobs: list[dict[str, Any]], settings: dict[str, str], problems
         for level, title in _LEVELS.items()
     )
     known = {knob["key"] for knob in knobs}
-    strays = "".join(
-        _stray(key, text, problems.get(key, "")) for key, text in settings.items() if key not in known
-    )
+    strays = "".join(_stray(key, text, problems.get(key, "")) for key, text in settings.items() if key not in known)
     count = len(settings)
     return (
         '<div class="s-sift"><input id="knob-search" type="search" placeholder="Search the settings" '
@@ -61,7 +59,9 @@ def knobs_markup(knobs: list[dict[str, Any]], settings: dict[str, str], problems
 
 def _all(knobs: list[dict[str, Any]], level: str, settings: dict[str, str], problems: dict[str, str]) -> str:
     return "".join(
-        _knob(knob, settings.get(knob["key"]), problems.get(knob["key"], "")) for knob in knobs if knob["level"] == level
+        _knob(knob, settings.get(knob["key"]), problems.get(knob["key"], ""))
+        for knob in knobs
+        if knob["level"] == level
     )
 
 
@@ -90,7 +90,7 @@ def _control(knob: dict[str, Any], value: str) -> str:
         return f'<input type="checkbox" {common}{" checked" if value == "true" else ""}>'
     if knob["control"] == "choice":
         options = "".join(
-            f'<option{" selected" if choice == value else ""}>{esc(choice)}</option>' for choice in knob["choices"]
+            f"<option{' selected' if choice == value else ''}>{esc(choice)}</option>" for choice in knob["choices"]
         )
         return f"<select {common}>{options}</select>"
     mode = ' inputmode="decimal"' if knob["control"] == "number" else ""

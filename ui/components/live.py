@@ -67,9 +67,7 @@ class Live:
             values += watched.render(*mine)
         digests = tuple(_digest(value) for value in values)
         before = seen.digests or ("",) * len(digests)
-        sent = [
-            gr.skip() if new == old else value for value, new, old in zip(values, digests, before, strict=True)
-        ]
+        sent = [gr.skip() if new == old else value for value, new, old in zip(values, digests, before, strict=True)]
         return [Seen(seen.revision, digests), *sent]
 
 

@@ -18,7 +18,8 @@ element.addEventListener('click', event => {
 });
 element.addEventListener('change', event => {
   const target = event.target.closest('[data-field]');
-  if (target && element.contains(target)) told('input', target, {value: target.type === 'checkbox' ? String(target.checked) : target.value});
+  if (!target || !element.contains(target)) return;
+  told('input', target, {value: target.type === 'checkbox' ? String(target.checked) : target.value});
 });
 let last = null;
 element.addEventListener('focusin', event => { last = event.target.dataset.key ?? null; });
@@ -58,7 +59,9 @@ def message(text: str, kind: str = "bad", *, elem_id: str = "") -> str:
 def button(text: str, action: str, *, kind: str = "", label: str = "", **data: str) -> str:
     attributes = "".join(f' data-{name}="{esc(value)}"' for name, value in data.items())
     said = f' aria-label="{esc(label)}"' if label else ""
-    return f'<button type="button" class="s-button {kind}" data-action="{action}"{attributes}{said}>{esc(text)}</button>'
+    return (
+        f'<button type="button" class="s-button {kind}" data-action="{action}"{attributes}{said}>{esc(text)}</button>'
+    )
 
 
 Handler = Callable[..., Any]

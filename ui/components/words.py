@@ -67,7 +67,7 @@ def figures(job: Job) -> list[tuple[str, str]]:
 
 
 def ago(moment: datetime | None) -> str:
-    """"just now", "5 min ago", "yesterday"."""
+    """ "just now", "5 min ago", "yesterday"."""
     if moment is None:
         return ""
     seconds = (datetime.now(UTC) - moment).total_seconds()

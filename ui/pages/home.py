@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-
-
 import gradio as gr
 
 from adapters.errors import StudioError
 from studio.store import Job
 from studio.store.states import ACTIVE, OVER, STATES
-
 from ui.components.jobs import job_card, queue_markup, results_markup
 from ui.components.live import Live
 from ui.components.markup import details, esc, live_html, message, plain_html
@@ -51,9 +48,7 @@ def _drawn(studio: Studio) -> list[str]:
 
 
 def _running(active: list[Job]) -> str:
-    head = (
-        '<div class="s-head"><h1>Home</h1><a class="s-button s-primary" href="/new">Teach a new subject</a></div>'
-    )
+    head = '<div class="s-head"><h1>Home</h1><a class="s-button s-primary" href="/new">Teach a new subject</a></div>'
     cards = "".join(job_card(job) for job in active)
     return head + (f'<section aria-label="Running">{cards}</section>' if cards else "")
 
@@ -103,5 +98,3 @@ def _machine(studio: Studio) -> str:
 def _plain(text: str) -> str:
     """A finding without the command that it ends in."""
     return text.partition(": studio")[0].rstrip(".") + "."
-
-

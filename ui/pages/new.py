@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -145,7 +144,7 @@ def _copied(studio: Studio, id: str, job: str) -> Draft:
 def _wire_pictures(studio: Studio, screen: Form, draft_id: Any, drop: Any, pictures: Any) -> None:
     def dropped(id: str, files: list[str] | None) -> list[Any]:
         def take(draft: Draft) -> list[str]:
-            return uploads.take(studio.drafts, draft, [Path(file) for file in files or []])
+            return uploads.take(studio.drafts, draft, uploads.received(studio.home, files or []))
 
         return [None, *screen.change(id, take, ("pictures", "review"))]
 
@@ -184,8 +183,9 @@ def _wire_fields(screen: Form, draft_id: Any, inputs: list[Any], fields: dict[st
         return screen.change(id, put)
 
     outputs = screen.outputs()
-    for name in ("name", "class_word", "trigger"):
-        fields[name].input(filled, [draft_id, *inputs], outputs, trigger_mode="always_last", **_PRIVATE)
+    texts = [fields[name] for name in ("name", "class_word", "trigger")]
+    moments = [listener for text in texts for listener in (text.input, text.blur)]  # input: typed; blur: pasted, too
+    gr.on(moments, filled, [draft_id, *inputs], outputs, trigger_mode="always_last", **_PRIVATE)
     fields["kind"].input(kind_chosen, inputs[1:3], inputs[2], **_PRIVATE).then(
         filled, [draft_id, *inputs], outputs, **_PRIVATE
     )

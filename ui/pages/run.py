@@ -61,9 +61,7 @@ def build(studio: Studio, live: Live, demo: gr.Blocks) -> Any:
         return _ask(studio, id, details(event))
 
     for part in (actions, failure):
-        part.click(ask, job_id, [told, next_id], **_PRIVATE).then(
-            None, next_id, None, js=_GO, api_visibility="private"
-        )
+        part.click(ask, job_id, [told, next_id], **_PRIVATE).then(None, next_id, None, js=_GO, api_visibility="private")
 
     def load(request: gr.Request) -> str:
         return request.query_params.get("job") or _latest(studio)
