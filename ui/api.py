@@ -44,7 +44,7 @@ def add_to(demo: gr.Blocks, studio: Studio) -> None:
     gr.api(list_jobs, api_name="list")
 
 
-class _told:  # noqa: N801
+class _told:
     """Our errors as Gradio's, so that a client reads their sentences."""
 
     def __enter__(self) -> None: ...

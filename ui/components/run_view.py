@@ -51,6 +51,7 @@ def failure(job: Job) -> str:
     """What went wrong, and a button that helps."""
     if job.failure is None or job.state not in GIVEN_UP:
         return ""
+    fix = "The button below begins it again with settings that take less." if job.failure.remedy else job.failure.fix
     helps = button("Try again", "retry", kind="" if job.failure.remedy else "s-primary")
     if job.failure.remedy:
         words_of = job.failure.remedy.replace("-", " ")
@@ -58,7 +59,7 @@ def failure(job: Job) -> str:
     return (
         '<section class="s-card s-failure" role="alert" aria-labelledby="failure-title">'
         f'<h2 id="failure-title">It did not work out</h2><p>{esc(job.failure.what)}</p>'
-        f'<p class="s-quiet">{esc(job.failure.fix)}</p><div class="s-bar">{helps}</div></section>'
+        f'<p class="s-quiet">{esc(fix)}</p><div class="s-bar">{helps}</div></section>'
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from adapters.errors import StudioError
+from studio.queue import Queue
 from studio.store import Job
 from studio.store.states import ACTIVE, OVER, STATES
 from ui.components.jobs import job_card, queue_markup, results_markup
@@ -31,10 +32,10 @@ def build(studio: Studio, live: Live, demo: gr.Blocks) -> None:
     machine = plain_html('<p class="s-quiet">Looking at this machine…</p>', elem_id="machine")
     live.watch(lambda: _drawn(studio), [running, waiting, results])
 
-    def act(event: gr.EventData) -> str:
+    def clicked(event: gr.EventData) -> str:
         return _queue_action(studio, details(event))
 
-    waiting.click(act, None, waiting, api_visibility="private", show_progress="hidden")
+    waiting.click(clicked, None, waiting, api_visibility="private", show_progress="hidden")
     demo.load(lambda: _machine(studio), None, machine, api_visibility="private", show_progress="hidden")
 
 
@@ -57,21 +58,22 @@ def _queue_action(studio: Studio, told: dict[str, str]) -> str:
     """Up, down, cancel or resume, of a waiting job."""
     trouble = ""
     try:
-        _act(studio, told.get("action", ""), told.get("job", ""))
+        act(studio.queue, told.get("action", ""), told.get("job", ""))
     except StudioError as error:
         trouble = message(str(error))
     return trouble + _drawn(studio)[1]
 
 
-def _act(studio: Studio, action: str, id: str) -> None:
+def act(queue: Queue, action: str, id: str) -> None:
+    """Moves, cancels or resumes a waiting job; anything else is nothing."""
     if action in ("up", "down"):
-        order = [job.id for job in studio.queue.list_jobs(("queued", "interrupted"))]
+        order = [job.id for job in queue.list_jobs(("queued", "interrupted"))]
         place = order.index(id) + 1 if id in order else 1
-        studio.queue.reorder(id, max(1, place + (-1 if action == "up" else 1)))
+        queue.reorder(id, max(1, place + (-1 if action == "up" else 1)))
     elif action == "cancel":
-        studio.queue.send(id, "cancel")
+        queue.send(id, "cancel")
     elif action == "resume":
-        studio.queue.send(id, "resume")
+        queue.send(id, "resume")
 
 
 _MARKS = {"good": ("✓", "yes"), "note": ("·", "note"), "bad": ("✗", "no")}
