@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO := runs/demo
 
-.PHONY: demo test lint format docs clean
+.PHONY: demo test browser lint format docs clean
 
 .venv/.app: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -30,7 +30,13 @@ lint: .venv/.dev
 	$(BIN)/lint-imports
 	$(BIN)/pyright --project pyproject.toml --pythonpath $(BIN)/python
 
-test: lint
+# What opens the pages in the tests; where it cannot be had, those tests say that they are skipped.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
+	  { test "$$(id -u)" = 0 && apt-get install --yes --quiet chromium >/dev/null; } || \
+	  echo "No chromium, and no rights to install it (apt-get install chromium): the pages are not opened in the tests."
+
+test: lint browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 format: .venv/.dev

@@ -33,7 +33,7 @@ _EXTRAS = {
     "tensorboard": ("tracking", "TensorBoard's curves"),
     "wandb": ("tracking", "tracking with wandb"),
 }
-_SDXL_GIB = {"best": 23.0, "balanced": 11.5, "small-gpu": 7.5, "low-memory": 3.9}
+SDXL_GIB = {"best": 23.0, "balanced": 11.5, "small-gpu": 7.5, "low-memory": 3.9}
 """GPU memory in GiB from which a preset is advised for SDXL at 1024 px: docs/measurements.md and some room."""
 _SDXL_DISK_GIB = 8.0
 
@@ -68,7 +68,7 @@ def gpus() -> list[Gpu]:
 def recommended_preset(found: list[Gpu]) -> str | None:
     """The preset for SDXL on the best GPU; None where SDXL cannot be trained."""
     largest = max((gpu.total for gpu in found), default=0.0)
-    return next((name for name, needed in _SDXL_GIB.items() if largest >= needed), None)
+    return next((name for name, needed in SDXL_GIB.items() if largest >= needed), None)
 
 
 def examine() -> Iterator[Finding]:
@@ -153,7 +153,7 @@ def _verdict(found: list[Gpu]) -> Iterator[Finding]:
     elif found:
         yield Finding(
             "bad",
-            f"Cannot train SDXL at 1024 px: that needs a GPU of {_SDXL_GIB['low-memory']:.0f} GiB or more. "
+            f"Cannot train SDXL at 1024 px: that needs a GPU of {SDXL_GIB['low-memory']:.0f} GiB or more. "
             "Try --preset low-memory --set data.resolution=512.",
         )
     else:

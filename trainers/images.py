@@ -68,7 +68,9 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class _Inspected:
+class Inspected:
+    """A picture with what verdicts are made of."""
+
     picture: Picture
     sharpness: float
     difference_hash: Bool[np.ndarray, " 128"]
@@ -93,11 +95,11 @@ def find_pictures(folder: Path, checks: ImageChecks, resolution: int | None = No
     Raises UserInputError for a folder without pictures, and one for all files together that cannot be used.
     """
     paths = picture_paths(folder)
-    inspected: list[_Inspected] = []
+    inspected: list[Inspected] = []
     bad: list[str] = []
     for path in paths:
         try:
-            inspected.append(_inspect(path, checks))
+            inspected.append(inspect(path, checks))
         except StudioError as error:
             bad.append(f"  {path.name}: {error.what}")
     if bad:
@@ -171,7 +173,7 @@ def _orphan_mask_warnings(folder: Path, pictures: list[Path]) -> list[str]:
     return [f"Masks without a picture of the same name: {list_names(orphans)}."] if orphans else []
 
 
-def _inspect(path: Path, checks: ImageChecks) -> _Inspected:
+def inspect(path: Path, checks: ImageChecks) -> Inspected:
     """Read, decode and measure one picture; errors lack the file's name, which the caller adds."""
     raw = _read(path)
     with decoding(io.BytesIO(raw)) as image:
@@ -186,7 +188,7 @@ def _inspect(path: Path, checks: ImageChecks) -> _Inspected:
     _check_mask(picture)
     grey = rgb.convert("L")
     thumbnail = np.asarray(rgb.resize((8, 8), Image.Resampling.BOX))
-    return _Inspected(picture, _sharpness(grey), _difference_hash(grey), thumbnail)
+    return Inspected(picture, _sharpness(grey), _difference_hash(grey), thumbnail)
 
 
 def _read(path: Path) -> bytes:
@@ -230,27 +232,27 @@ def _difference_hash(grey: Image.Image) -> Bool[np.ndarray, " 128"]:
     return np.concatenate([(np.diff(across, axis=1) > 0).ravel(), (np.diff(down, axis=0) > 0).ravel()])
 
 
-def _nearly_same(one: _Inspected, other: _Inspected, bits: int) -> bool:
+def nearly_same(one: Inspected, other: Inspected, bits: int) -> bool:
     """Alike in structure and, because a plain ground has none, in colour; a copy saved anew differs in 4 bits, by 1."""
     structure = int(np.count_nonzero(one.difference_hash != other.difference_hash))
     colour = float(np.abs(one.thumbnail.astype(np.int16) - other.thumbnail).mean())
     return structure <= bits and colour <= _SAME_COLOUR
 
 
-def _duplicate_warnings(inspected: list[_Inspected], checks: ImageChecks) -> list[str]:
+def _duplicate_warnings(inspected: list[Inspected], checks: ImageChecks) -> list[str]:
     same: list[str] = []
     alike: list[str] = []
     for one, other in combinations(inspected, 2):
         names = f"{one.picture.path.name} and {other.picture.path.name}"
         if one.picture.sha256 == other.picture.sha256:
             same.append(names)
-        elif _nearly_same(one, other, checks.near_duplicate_bits):
+        elif nearly_same(one, other, checks.near_duplicate_bits):
             alike.append(names)
     found = (("The same file twice", same), ("Nearly the same picture", alike))
     return [f"{text}: {list_names(names)}. Such pictures count double." for text, names in found if names]
 
 
-def _quality_warnings(inspected: list[_Inspected], checks: ImageChecks, resolution: int | None) -> list[str]:
+def _quality_warnings(inspected: list[Inspected], checks: ImageChecks, resolution: int | None) -> list[str]:
     blurry = [entry.picture.path.name for entry in inspected if entry.sharpness < checks.blur_threshold]
     pictures = [entry.picture for entry in inspected]
     scales = [(resolution or 0) / math.sqrt(picture.width * picture.height) for picture in pictures]

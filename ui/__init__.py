@@ -1,1 +1,1 @@
-"""The storey of the web pages; nothing stands on it yet."""
+"""The web pages, and the small API beside them. Nothing here imports torch: see docs/ui.md."""

@@ -1,0 +1,110 @@
+"""A server in a process of its own, and a browser: both started once for all tests of the pages."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
+BEARABLE = re.compile("Vega-Lite|was preloaded using link preload|Method not implemented")
+"""Warnings of Gradio's own parts."""
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@dataclass
+class Server:
+    """`studio ui` with a data folder of its own."""
+
+    home: Path
+    options: tuple[str, ...] = ()
+    port: int = field(default_factory=_free_port)
+    process: subprocess.Popen[bytes] | None = None
+    worker: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def _studio(self, *words: str) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "SPECTRAL_STUDIO_DATA": str(self.home), "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen([sys.executable, "-m", "studio", *words], env=environment, cwd=ROOT)
+
+    def employ(self) -> None:
+        """A worker of ours, which ends with us: the one that the server would start outlives it."""
+        self.worker = self._studio("worker")
+
+    def start(self) -> Server:
+        self.process = self._studio("ui", "--port", str(self.port), *self.options)
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                with urlopen(f"{self.url}/login" if self.options else self.url, timeout=5):
+                    return self
+            except (URLError, ConnectionError, TimeoutError):
+                time.sleep(0.1)
+        raise AssertionError("studio ui does not answer")
+
+    def stop(self) -> None:
+        for process in (self.process, self.worker):
+            if process is not None:
+                process.terminate()
+                process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    pytest.importorskip("gradio", reason="gradio is not installed: the web pages were not tested")
+    running = Server(tmp_path_factory.mktemp("home"))
+    running.employ()
+    yield running.start()
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no page was opened")
+    if CHROMIUM is None:
+        pytest.skip("There is no chromium on this machine (apt-get install chromium): no page was opened.")
+    with api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Any, server: Server) -> Iterator[Any]:
+    """A tab of its own, which must have asked no other host and have said no error by the end of the test."""
+    context = browser.new_context(base_url=server.url, viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    context.set_default_timeout(30_000)
+    said: list[str] = []
+    asked: list[str] = []
+
+    def listen(tab: Any) -> None:
+        tab.on("console", lambda line: line.type in ("error", "warning") and said.append(line.text))
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.on("request", lambda request: asked.append(request.url))
+
+    context.on("page", listen)
+    yield context.new_page()
+    context.close()
+    assert [text for text in said if not BEARABLE.search(text)] == []
+    assert [url for url in asked if not url.startswith((server.url, "data:", "blob:"))] == []

@@ -1,0 +1,88 @@
+"""The deliberate API: few functions, and nothing else that a page has is one.
+
+They are at /gradio_api/call/<name>, for gradio_client, and with `studio ui --mcp` for language models.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from adapters.errors import StudioError
+from studio.store import Job
+from ui import subject, uploads
+from ui.studio import Studio
+
+_LISTED = 100
+
+
+def add_to(demo: gr.Blocks, studio: Studio) -> None:
+    """Registers the functions."""
+
+    def train(
+        pictures: list[gr.FileData], trigger: str, class_word: str, preset: str = "balanced", base: str = "embedded"
+    ) -> str:
+        """Teach a base the subject in the pictures (uploaded files); returns the job's id."""
+        with _told():
+            files = uploads.received(studio.home, [_path(file) for file in pictures])
+            return _train(studio, files, trigger, class_word, preset, base)
+
+    def status(job: str) -> dict[str, Any]:
+        """How far a job is: its state, step, steps, loss, failure, and where its adapter can be downloaded."""
+        with _told():
+            return describe(studio.queue.get_job(job))
+
+    def list_jobs() -> list[dict[str, Any]]:
+        """The jobs: first those that are not over, in the queue's order, then the others, the last one first."""
+        with _told():
+            return [describe(job) for job in studio.queue.list_jobs(limit=_LISTED)]
+
+    gr.api(train, api_name="train")
+    gr.api(status, api_name="status")
+    gr.api(list_jobs, api_name="list")
+
+
+class _told:
+    """Our errors as Gradio's, so that a client reads their sentences."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, StudioError):
+            raise gr.Error(str(error), print_exception=False) from error
+
+
+def _path(file: Any) -> str:
+    """Where a client says that its upload lies; Gradio does not check it for functions without components."""
+    return str(file["path"] if isinstance(file, dict) else file.path)
+
+
+def _train(studio: Studio, files: list[Path], trigger: str, class_word: str, preset: str, base: str) -> str:
+    if base not in studio.bases:
+        raise gr.Error(f"{base} is not offered here; these are: {', '.join(studio.bases)}.", print_exception=False)
+    with studio.drafts.changing(studio.drafts.new().id) as draft:
+        refused = uploads.take(studio.drafts, draft, files)
+        draft.trigger, draft.class_word, draft.preset, draft.base = trigger, class_word, preset, base
+    if refused:
+        raise gr.Error("\n".join(refused), print_exception=False)
+    id, problems = subject.start(studio, draft)
+    if not id:
+        raise gr.Error(" ".join(problems.fields.values()), print_exception=False)
+    return id
+
+
+def describe(job: Job) -> dict[str, Any]:
+    """A job for a program."""
+    done = job.progress
+    return {
+        "id": job.id,
+        "title": job.title,
+        "state": job.state,
+        "step": done.step,
+        "steps": done.steps,
+        "loss": done.loss,
+        "failure": None if job.failure is None else {"what": job.failure.what, "fix": job.failure.fix},
+        "adapter": f"/media/job/{job.id}/adapter" if job.state == "done" else None,
+    }

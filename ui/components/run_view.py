@@ -1,0 +1,108 @@
+"""A run as a page shows it."""
+
+from __future__ import annotations
+
+from studio.store import Job
+from studio.store.states import ACTIVE, GIVEN_UP, WAITING
+from ui.components import words
+from ui.components.markup import button, esc, message
+from ui.course import Course
+from ui.media import references
+
+_LATEST = 8
+
+
+def head(job: Job) -> str:
+    """Name, state, bar, time left and figures."""
+    share, left = words.share(job), words.left(job)
+    bar = f'<progress max="1" value="{share or 0:.4f}" aria-label="progress"></progress>'
+    shown = bar if job.state in ACTIVE or share is not None else ""
+    percent = f"{share:.0%}" if share is not None and job.state != "done" else ""
+    facts = "".join(f"<div><dt>{name}</dt><dd>{esc(value)}</dd></div>" for name, value in words.figures(job))
+    phase = " · ".join(filter(None, (words.stage(job), percent, left)))
+    return (
+        f'<h1 id="run-title">{esc(job.title)}</h1><p class="s-phase" role="status" id="phase">{esc(phase)}</p>{shown}'
+        + (f'<dl class="s-figures">{facts}</dl>' if facts else "")
+    )
+
+
+def actions(job: Job) -> str:
+    """What can be asked of it in its state."""
+    found: list[str] = []
+    if job.state == "done":
+        found.append(
+            f'<a class="s-button s-primary" id="download" href="/media/job/{job.id}/adapter" download>Download</a>'
+        )
+    if job.state in (*ACTIVE, *WAITING):
+        found.append(button("Pause", "pause"))
+    if job.state == "running":
+        found += [button("Save now", "save"), button("Draw now", "sample")]
+    if job.state == "paused":
+        found.append(button("Resume", "resume", kind="s-primary"))
+    if job.state in (*ACTIVE, *WAITING, "paused"):
+        found.append(button("Stop", "cancel"))
+    if job.state == "cancelled":
+        found.append(button("Go on after all", "retry", kind="s-primary"))
+    found.append(f'<a class="s-button" href="/new?copy={job.id}">Copy settings to a new run</a>')
+    return f'<div class="s-bar">{"".join(found)}</div>'
+
+
+def failure(job: Job) -> str:
+    """What went wrong, and a button that helps."""
+    if job.failure is None or job.state not in GIVEN_UP:
+        return ""
+    fix = "The button below begins it again with settings that take less." if job.failure.remedy else job.failure.fix
+    helps = button("Try again", "retry", kind="" if job.failure.remedy else "s-primary")
+    if job.failure.remedy:
+        words_of = job.failure.remedy.replace("-", " ")
+        helps = button(f"Try again with {words_of}", "remedy", kind="s-primary", preset=job.failure.remedy) + helps
+    return (
+        '<section class="s-card s-failure" role="alert" aria-labelledby="failure-title">'
+        f'<h2 id="failure-title">It did not work out</h2><p>{esc(job.failure.what)}</p>'
+        f'<p class="s-quiet">{esc(fix)}</p><div class="s-bar">{helps}</div></section>'
+    )
+
+
+def notes(course: Course) -> str:
+    return message("\n".join(course.notes), "note", elem_id="run-notes") if course.notes else ""
+
+
+def samples(job: Job, course: Course) -> str:
+    """A row a prompt, a column a step, the newest last, after the picture that it learns from."""
+    prompts = _prompts(job)
+    shown = course.samples[-_LATEST:]
+    reference = (
+        f'<figure><img src="/media/job/{job.id}/reference/0" alt="One of its pictures">'
+        "<figcaption>what it learns from</figcaption></figure>"
+        if references(job)
+        else ""
+    )
+    if not shown and not reference:
+        return ""
+    rows = "".join(_row(job, shown, prompt, place, len(prompts), reference) for place, prompt in enumerate(prompts))
+    return f'<section aria-labelledby="samples-title"><h2 id="samples-title">What it draws</h2>{rows}</section>'
+
+
+def _prompts(job: Job) -> list[str]:
+    config = job.request.config
+    captions = config["data"]["captions"]
+    texts = config["sample"]["prompts"] or [captions["template"]]
+    return [
+        " ".join(text.replace("{trigger}", captions["trigger"]).replace("{class}", captions["class_word"]).split())
+        for text in texts
+    ]
+
+
+def _row(job: Job, shown: list[tuple[int, str]], prompt: str, place: int, prompts: int, reference: str) -> str:
+    count = int(job.request.config["sample"]["count"]) or 1
+    # A file holds all prompts of its step, one under the other: each row shows its own part of it.
+    cut = f"aspect-ratio: {count}; object-position: 0 {100 * place / (prompts - 1):.3f}%" if prompts > 1 else ""
+    wide = " s-wide" if prompts > 1 and count > 1 else ""
+    cells = "".join(
+        f'<figure class="{wide}"><a href="/media/job/{job.id}/sample/{esc(name)}" target="_blank">'
+        f'<img src="/media/job/{job.id}/sample/{esc(name)}" style="{cut}" alt="{esc(prompt)}, step {step}"></a>'
+        f"<figcaption>step {step}</figcaption></figure>"
+        for step, name in shown
+    )
+    waiting = '<figure><div class="s-nothing">nothing drawn yet</div></figure>' if not cells else ""
+    return f'<h3>{esc(prompt)}</h3><div class="s-samples" tabindex="0">{reference}{cells}{waiting}</div>'
