@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from studio import __version__, cli_jobs, options
+from studio import __version__, cli_batch, cli_jobs, options
 
 
 class _Commands(TyperGroup):
@@ -275,6 +275,7 @@ def doctor() -> None:
 
 
 cli_jobs.add_to(app)
+cli_batch.add_to(app)
 
 
 def _start() -> None:
