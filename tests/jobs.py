@@ -23,6 +23,7 @@ from studio.worker import Worker
 from studio.workers import Terms
 from tests.support import adapter_tensors
 from trainers.config import TrainConfig
+from trainers.engine import Engine, StepResult
 from trainers.events import Event, Started, Stepped
 
 UNTIL_EMPTY = Terms(idle=0, max_crashes=10_000)
@@ -52,6 +53,18 @@ def watch(monkeypatch: pytest.MonkeyPatch, see: Callable[[Event], None]) -> None
             see(event)
 
     monkeypatch.setattr(job_run, "display_for", Watching)
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch, error: Exception, step: int = 2) -> None:
+    """The first run that comes to that step fails so."""
+    whole, failures = Engine.step, iter([error])
+
+    def failing(self: Engine, number: int) -> StepResult:
+        if number == step and (now := next(failures, None)) is not None:
+            raise now
+        return whole(self, number)
+
+    monkeypatch.setattr(Engine, "step", failing)
 
 
 def start(home: Path, device: str = "device-0") -> BaseProcess:

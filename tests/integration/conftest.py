@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import BASE, make_pictures
+from studio.queue import Queue
+from tests.support import BASE, make_pictures, quick_config, run
+from trainers.config import TrainConfig
 from trainers.sdxl import Base, load_base
 
 
@@ -23,3 +25,21 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def base() -> Base:
     return load_base(BASE)
+
+
+@pytest.fixture(scope="module")
+def job_config(pictures: Path) -> TrainConfig:
+    return quick_config(pictures)
+
+
+@pytest.fixture(scope="module")
+def job_reference(job_config: TrainConfig, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The adapter of a run that nobody disturbs."""
+    out = tmp_path_factory.mktemp("reference")
+    run(job_config, out, cache)
+    return out / "adapter.safetensors"
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> Queue:
+    return Queue(tmp_path / "home")
