@@ -117,7 +117,7 @@ class RemoteTrainer:
                     folder.write_config(named, f"spectral-studio {__version__}")
                     place.upload(folder.config, folder.config.name)
                     _send_class_pictures(self.storage, _class_folders() - before)
-                _send_made(place, folder, event)
+                _send_made(place, folder, event, whole.steps)
 
 
 def _with_inputs(run: RunRecord, inputs: Inputs, storage: Storage, work: Path) -> TrainConfig:
@@ -143,10 +143,15 @@ def _fetch_state(place: Storage, folder: RunFolder) -> bool:
     return True
 
 
-def _send_made(place: Storage, folder: RunFolder, event: Event) -> None:
-    """What the event tells of goes to the storage; older checkpoints leave it, and all of them at the end."""
+def _send_made(place: Storage, folder: RunFolder, event: Event, steps: int) -> None:
+    """What the event tells of goes to the storage; older checkpoints leave it, and all of them at the end.
+
+    The last step's checkpoint is not sent: the adapter follows in seconds, and a million of them are 280 TB.
+    """
     match event:
         case events.Saved(final=False):
+            if event.step == steps:
+                return
             place.upload(event.path, f"{_CHECKPOINTS}/{event.path.name}")
             _leave_one_checkpoint(place, event.path.name)
         case events.Saved() | events.Sampled():

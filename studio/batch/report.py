@@ -28,6 +28,8 @@ _SIDE = 768
 """Sample grids are shown in at most so many pixels a side; the files themselves lie in the runs' folders."""
 _MANY = 60
 _SIDE_OF_MANY = 320
+_TOO_MANY = 300
+"""From so many runs on, samples are shown from their files beside the page."""
 _QUALITY = 85
 Item = TypeVar("Item")
 Key = TypeVar("Key", bound=Hashable)
@@ -41,7 +43,7 @@ class Section:
     charts: list[tuple[str, list[tuple[str, str]]]]
     """SVG and the (colour, label) of its lines."""
     samples: list[tuple[str, list[tuple[str, Figures, str]]]]
-    """What rows have in common, and each run's name among them, the run, its picture as a data: URL."""
+    """What rows have in common, and each run's name among them, the run, its picture's URL."""
 
 
 def write_report(storage: Storage, record: BatchRecord, statuses: Mapping[str, RunStatus]) -> str:
@@ -90,7 +92,7 @@ def as_html(storage: Storage, record: BatchRecord, runs: Sequence[Figures]) -> s
     environment.filters |= {"duration": duration, "size": size}
     template = resources.files("studio.batch").joinpath("report.html.j2").read_text(encoding="utf-8")
     counts = Counter(run.status.state for run in runs)
-    picture = _pictures(storage, _SIDE if len(runs) <= _MANY else _SIDE_OF_MANY)
+    picture = _pictures(storage, len(runs))
     return environment.from_string(template).render(
         record=record,
         runs=runs,
@@ -174,8 +176,11 @@ def _noise_text(run: Figures) -> str:
     return f"{' / '.join(f'“{text}”' for text in words)}, {seeds}"
 
 
-def _pictures(storage: Storage, side: int) -> Callable[[str], str | None]:
-    """Reads a picture of the storage as a data: URL of at most that size; None where it is not there."""
+def _pictures(storage: Storage, runs: int) -> Callable[[str], str | None]:
+    """Gives a picture of the storage as a small data: URL, or as its own; None where it is not there."""
+    if runs >= _TOO_MANY:
+        return lambda name: name
+    side = _SIDE if runs <= _MANY else _SIDE_OF_MANY
 
     def url(name: str) -> str | None:
         content = storage.read(name)
