@@ -87,6 +87,7 @@ def starts(storage: Storage, run: RunRecord) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_batch_completes_though_a_node_is_killed_and_its_run_goes_on_from_its_checkpoint(
     nodes: Nodes, pictures: Path, cache: Path, tmp_path: Path
 ):
@@ -114,6 +115,7 @@ def test_a_batch_completes_though_a_node_is_killed_and_its_run_goes_on_from_its_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_nodes_that_do_not_see_the_folder_say_so(nodes: Nodes, pictures: Path, tmp_path: Path):
     storage, record = cluster.prepare(planned(pictures, tmp_path, runs=1), str(tmp_path / "out"))
     storage.remove("batch.json")
