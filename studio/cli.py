@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from studio import __version__, cli_jobs, cli_ui, options, slot_commands
+from studio import __version__, cli_batch, cli_jobs, cli_ui, options, slot_commands
 
 
 class _Commands(TyperGroup):
@@ -288,6 +288,7 @@ def doctor() -> None:
 
 
 cli_jobs.add_to(app)
+cli_batch.add_to(app)
 cli_ui.add_to(app)
 
 

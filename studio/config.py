@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from adapters.errors import FileFormatError, MissingError, UnknownNameError, UserInputError, nearest
 from adapters.registry import adapter_type
 from studio import schema
-from studio.refusals import refusal_of
+from studio.refusals import RefusedError, refusal_of
 from trainers.config import TrainConfig
 
 Values = dict[str, Any]
@@ -41,21 +41,21 @@ class Layer:
     """A preset's adapter knobs are dropped where the chosen method does not have them."""
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """YAML in which 1e-4 is a number (YAML 1.1, and so PyYAML, wants 1.0e-4)."""
 
 
-_Loader.yaml_implicit_resolvers = {
+Loader.yaml_implicit_resolvers = {
     first: list(rules) for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(  # pyright: ignore[reportUnknownMemberType]
+Loader.add_implicit_resolver(  # pyright: ignore[reportUnknownMemberType]
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )
 
 
 def parse_yaml(text: str) -> Any:
     """A YAML text as plain values; raises yaml.YAMLError."""
-    return yaml.load(text, Loader=_Loader)
+    return yaml.load(text, Loader=Loader)
 
 
 def preset_names() -> list[str]:
@@ -107,11 +107,11 @@ def file_layer(path: Path) -> Layer:
     if not isinstance(values, dict):
         raise FileFormatError(f"{path} holds no keys.", 'It should hold lines such as "steps: 500".')
     layer = Layer(path.name, cast("Values", values))
-    _anchor_paths(layer.values, path.absolute().parent)
+    anchor_paths(layer.values, path.absolute().parent)
     return layer
 
 
-def _anchor_paths(values: Values, folder: Path) -> None:
+def anchor_paths(values: Values, folder: Path) -> None:
     """Relative paths mean what they mean where they are written: a run may be resumed from anywhere."""
     base = values.get("base")
     if isinstance(base, str) and base != "embedded" and (path := folder / Path(base).expanduser()).exists():
@@ -134,7 +134,7 @@ def set_layer(assignments: Sequence[str]) -> Layer:
         except yaml.YAMLError:
             value = text
         put(values, key.strip(), value)
-    _anchor_paths(values, Path.cwd())
+    anchor_paths(values, Path.cwd())
     return Layer("--set", values)
 
 
@@ -160,7 +160,7 @@ def flags_layer(flags: Mapping[str, Any]) -> Layer:
     for key, value in flags.items():
         if value is not None:
             put(values, key, value)
-    _anchor_paths(values, Path.cwd())
+    anchor_paths(values, Path.cwd())
     return Layer("the command line", values)
 
 
@@ -198,7 +198,8 @@ class UnknownKeyError(UnknownNameError):
         self.nearest = near[0] if near else None
 
 
-def _check_key(key: str, fields: Mapping[str, FieldInfo], source: str) -> None:
+def check_key(key: str, fields: Mapping[str, FieldInfo], source: str) -> None:
+    """UserInputError, with the nearest keys, where the schema has no such key."""
     if key in fields or any(key.startswith(f"{path}.") and schema.is_open(field) for path, field in fields.items()):
         return
     below = [path for path in fields if path.startswith(f"{key}.")]
@@ -219,7 +220,7 @@ def merge(layers: Sequence[Layer]) -> tuple[Values, dict[str, str]]:
                 key = f"{schema.ADAPTER_KEY}.method"
             if layer.optional and key.startswith(f"{schema.ADAPTER_KEY}.") and key not in fields:
                 continue
-            _check_key(key, fields, layer.source)
+            check_key(key, fields, layer.source)
             if isinstance(value, str) and key in fields and schema.takes_list(fields[key]):
                 value = [value]
             put(merged, key, value)
@@ -235,15 +236,23 @@ def compose(layers: Sequence[Layer]) -> TrainConfig:
     """The configuration that the layers, first to last, make; UserInputError says what is wrong with which key."""
     merged, sources = merge(layers)
     fields = dict(schema.walk(method_in(layers)))
+    refused: RefusedError | None = None
     try:
         spec_type = adapter_type(merged[schema.ADAPTER_KEY]["method"]).spec_type
         merged[schema.ADAPTER_KEY] = spec_type.model_validate(merged[schema.ADAPTER_KEY])
     except ValidationError as error:
-        raise refusal_of(error, fields, sources, prefix=schema.ADAPTER_KEY) from error
+        refused = refusal_of(error, fields, sources, prefix=schema.ADAPTER_KEY)
+        del merged[schema.ADAPTER_KEY]
     try:
-        return TrainConfig.model_validate(merged)
+        whole = TrainConfig.model_validate(merged)
     except ValidationError as error:
-        raise refusal_of(error, fields, sources) from error
+        refusal = refusal_of(error, fields, sources)
+        raise (refusal if refused is None else refused.with_those_of(refusal)) from error
+    except UserInputError as error:  # parts that do not fit together: with a refused adapter that tells nothing
+        raise (refused or error) from None
+    if refused is not None:
+        raise refused
+    return whole
 
 
 def to_yaml(config: TrainConfig, heading: str = "") -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from pydantic import ValidationError
@@ -59,11 +60,33 @@ def _sentence(key: str, error: Mapping[str, Any], source: str | None) -> str:
     return f"{key}{origin}: {allowed.rstrip('.')}."
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """What is wrong with one key; `source` is where its value came from, if it came from anywhere."""
+
+    key: str
+    sentence: str
+    source: str | None
+
+
+class RefusedError(UserInputError):
+    """A configuration that does not validate, and each of its mistakes."""
+
+    def __init__(self, what: str, fix: str = "", refusals: Sequence[Refusal] = ()) -> None:
+        super().__init__(what, fix)
+        self.refusals = tuple(refusals)
+
+    def with_those_of(self, other: RefusedError) -> RefusedError:
+        """Both errors in one."""
+        fix = "\n".join(filter(None, (self.fix, other.fix)))
+        return RefusedError(f"{self.what}\n{other.what}", fix, self.refusals + other.refusals)
+
+
 def refusal_of(
     error: ValidationError, fields: Mapping[str, FieldInfo], sources: Mapping[str, str], prefix: str = ""
-) -> UserInputError:
+) -> RefusedError:
     """The error to show for a configuration that does not validate; `prefix` is the group that was validated."""
-    sentences: list[str] = []
+    refusals: list[Refusal] = []
     hints: list[str] = []
     for detail in error.errors(include_url=False):
         path = [str(part) for part in detail["loc"]]
@@ -71,13 +94,14 @@ def refusal_of(
         # A list's item or a union's member is below the key that people write.
         while key not in fields and "." in key and not any(name.startswith(f"{key}.") for name in fields):
             key = key.rpartition(".")[0]
-        sentence = _sentence(key, cast("Mapping[str, Any]", detail), sources.get(key))
-        if sentence not in sentences:
-            sentences.append(sentence)
+        source = sources.get(key)
+        refusal = Refusal(key, _sentence(key, cast("Mapping[str, Any]", detail), source), source)
+        if refusal not in refusals:
+            refusals.append(refusal)
         hint = _hint(key, fields)
         if hint and hint not in hints:
             hints.append(hint)
-    return UserInputError("\n".join(sentences), "\n".join(hints))
+    return RefusedError("\n".join(refusal.sentence for refusal in refusals), "\n".join(hints), refusals)
 
 
 def _hint(key: str, fields: Mapping[str, FieldInfo]) -> str:

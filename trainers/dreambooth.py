@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
@@ -23,6 +24,9 @@ from trainers.events import Event, Note, Progress
 from trainers.sdxl import Base, generate
 from trainers.seeds import derive_seed
 from trainers.text import FrozenText, LiveText, TextSource, TextStates, split_tokens, token_count
+
+CLASS_PICTURES = "class-pictures"
+"""The folder in the cache that holds a folder of class pictures for each base, prompt and set of sizes."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,14 @@ def class_pictures(
         return Path(config.prior.folder)
     way = (base.prediction_type, config.sample.inference_steps, config.sample.guidance)
     slug = hashlib.sha256(f"{base.hash}/{prompt}/{in_use}/{way}".encode()).hexdigest()[:16]
-    folder = cache_root / "class-pictures" / slug
+    folder = cache_root / CLASS_PICTURES / slug
     folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # another process that wants the same ones waits and finds them
+        yield from _make_missing(base, config, prompt, in_use, folder)
+    return folder
+
+
+def _make_missing(base: Base, config: TrainConfig, prompt: str, in_use: list[Bucket], folder: Path) -> Iterator[Event]:
     wanted = [folder / f"{n:04d}.png" for n in range(config.prior.pictures)]
     missing = [(n, path) for n, path in enumerate(wanted) if not path.exists()]
     for bucket in in_use:
@@ -119,7 +129,6 @@ def class_pictures(
         for (_, path), picture in zip(part, made, strict=True):
             _save_png(path, picture)
             yield Progress(stage="class pictures", done=sum(p.exists() for p in wanted), total=len(wanted))
-    return folder
 
 
 def _save_png(path: Path, picture: Image.Image) -> None:
