@@ -93,6 +93,8 @@ def _gpu_findings(found: list[Gpu]) -> Iterator[Finding]:
         yield Finding(
             "good", f"GPU {gpu.name}: {gpu.total:.1f} GiB, of which {gpu.free:.1f} are free; computes in {kinds}."
         )
+    if len(found) > 1:
+        yield Finding("good", f"{len(found)} GPUs can share a run: studio train … --gpus {len(found)}.")
     if not found and torch.version.cuda is None:
         yield Finding("note", "No GPU is used: this torch is a CPU build.")
     elif not found:

@@ -91,9 +91,8 @@ def _in_new_processes(count: int, batch_size: int, steps: int, tiny: bool) -> di
         return json.loads(out.read_text())
 
 
-def _measure(batch_size: int, steps: int, tiny: bool) -> dict[str, Any]:
+def _measure(world: World, batch_size: int, steps: int, tiny: bool) -> dict[str, Any]:
     """In each of the processes: medians of the step alone and, where there are others, of the shared one."""
-    world = join()
     on_gpu = torch.cuda.is_available()
     device = world.device or torch.device("cuda" if on_gpu else "cpu")
     dtype = torch.bfloat16 if on_gpu else torch.float32
@@ -107,7 +106,6 @@ def _measure(batch_size: int, steps: int, tiny: bool) -> dict[str, Any]:
     gathered: list[dict[str, Any]] = [own] * world.size
     if world.size > 1:
         dist.all_gather_object(gathered, own, world.words)
-    world.close()
     return {key: [each[key] for each in gathered] for key in own}
 
 
@@ -115,8 +113,11 @@ def main() -> None:
     count, batch_size, steps, tiny, out = sys.argv[1:]
     if int(count) > started_together():
         sys.exit(launch(int(count), ["-m", "benchmarks.speed.scale", *sys.argv[1:]]))
-    found = _measure(int(batch_size), int(steps), tiny == "1")
-    Path(out).write_text(json.dumps(found))
+    world = join()
+    found = _measure(world, int(batch_size), int(steps), tiny == "1")
+    if world.is_main:
+        Path(out).write_text(json.dumps(found))
+    world.close()
 
 
 if __name__ == "__main__":

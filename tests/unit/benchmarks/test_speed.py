@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.speed import scale
 from benchmarks.speed.measure import step_flops
 from benchmarks.speed.model import Setting
 from benchmarks.speed.ours import OurStep
@@ -54,6 +56,19 @@ def test_lycoris_lokr_is_on_every_attention_layer() -> None:
     pytest.importorskip("lycoris")
     peer, ours = PeerStep(TINY, "lycoris-lokr"), OurStep(TINY)
     assert len(peer.network.loras) == len(ours.engine.adapter.adapters)
+
+
+@pytest.mark.parametrize(("shared", "said"), [(104.0, "1.92 times"), (106.0, "1.89 times")])
+def test_gpus_are_compared_by_pictures_a_second_and_the_slowest_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shared: float, said: str
+) -> None:
+    taken = {1: {"alone_ms": [100.0]}, 2: {"alone_ms": [100.0, 90.0], "shared_ms": [95.0, shared]}}
+    monkeypatch.setattr(scale, "_in_new_processes", lambda count, *others: dict(taken[count]))
+    scale.keep(scale.compare(2, 4, steps=1, rounds=2), tmp_path / "scale.json")
+    assert f"{said} as many pictures a second (the bar is 1.9: {'met' if shared < 105 else 'NOT met'})" in (
+        capsys.readouterr().out
+    )
+    assert json.loads((tmp_path / "scale.json").read_text())["2"]["one_ms"] == 100.0
 
 
 def test_arithmetic_grows_with_the_batch() -> None:

@@ -49,3 +49,8 @@ def test_it_tells_python_torch_cores_memory_and_disk(monkeypatch: pytest.MonkeyP
     text = told(monkeypatch, card(24))
     for word in ("Python 3", "torch 2", "CPU cores", "GiB of memory", "Disk of the cache", "a card", "bf16"):
         assert word in text
+
+
+def test_several_cards_are_told_how_to_share_a_run(monkeypatch: pytest.MonkeyPatch):
+    assert "2 GPUs can share a run: studio train … --gpus 2." in told(monkeypatch, card(24), card(24))
+    assert "share a run" not in told(monkeypatch, card(24))
