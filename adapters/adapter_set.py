@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from adapters.base import Adapter, AdapterSpec
 from adapters.errors import MismatchError, StudioError
+from adapters.extras import Extras, Vectors
 from adapters.layer import AdaptedLayer, Switch, adapted_layer
 from adapters.sites import Site
 
@@ -27,17 +28,21 @@ class LayerOverride(BaseModel):
     learning_rate: float | None = Field(default=None, gt=0, description="learning rate of these layers")
 
 
-def ranks_told(ranks: Mapping[str, int]) -> tuple[int, list[LayerOverride]]:
-    """The rank of most layers, and overrides for the others. `ranks` is by layers' names, "unet.down_blocks.…"."""
-    usual = Counter(ranks.values()).most_common(1)[0][0]
-    others: dict[tuple[str, int], list[str]] = {}
-    for name, rank in ranks.items():
-        if rank != usual:
+Knobs = tuple[tuple[str, Any], ...]
+"""Names of knobs with their values."""
+
+
+def knobs_told(layers: Mapping[str, Knobs]) -> tuple[dict[str, Any], list[LayerOverride]]:
+    """The knobs of most layers, and overrides for the others. `layers` is by their names, "unet.down_blocks.…"."""
+    usual = Counter(layers.values()).most_common(1)[0][0]
+    others: dict[tuple[str, Knobs], list[str]] = {}
+    for name, knobs in layers.items():
+        if knobs != usual:
             component, path = name.split(".", 1)
-            others.setdefault((component, rank), []).append(path)
-    return usual, [
-        LayerOverride(component=component, layers=", ".join(paths), adapter={"rank": rank})
-        for (component, rank), paths in others.items()
+            others.setdefault((component, knobs), []).append(path)
+    return dict(usual), [
+        LayerOverride(component=component, layers=", ".join(paths), adapter=dict(knobs))
+        for (component, knobs), paths in others.items()
     ]
 
 
@@ -64,6 +69,8 @@ class AdapterSet:
 
     warning: str | None = None
     """What the user should know about how this set came to be (files.attach_file)."""
+    extras: Extras = Extras()
+    """What goes into its file besides factors, and acts where `bind` was called."""
 
     def __init__(
         self,
@@ -81,6 +88,11 @@ class AdapterSet:
         """Learning rates of single layers, by their names."""
         self._switch = Switch()
         self._layers: list[AdaptedLayer] = []
+        self._vectors: Vectors | None = None
+
+    def bind(self, extras: Extras, components: Mapping[str, nn.Module]) -> None:
+        """Lets the extras' vectors act with the set, once it is attached. Raises what Vectors raises."""
+        self.extras, self._vectors = extras, Vectors(extras.vectors, components)
 
     # --- on the model -------------------------------------------------------------------------------------
 
@@ -96,6 +108,9 @@ class AdapterSet:
         for layer, adapter in zip(layers, adapters, strict=True):
             layer.add(adapter, self._switch)
         self._layers = layers
+        if self._vectors is not None:
+            owned = [name for name in self._vectors.names if only is None or name.rpartition(".")[0] in only]
+            self._vectors.attach(self._switch, owned)
 
     def detach(self) -> None:
         """Leaves the base as it was: hooks off, bytes restored."""
@@ -103,6 +118,8 @@ class AdapterSet:
         for layer in self._layers:
             layer.remove(self._switch)
         self._layers = []
+        if self._vectors is not None:
+            self._vectors.detach(self._switch)
 
     @property
     def strength(self) -> float:
@@ -113,6 +130,8 @@ class AdapterSet:
         if self._switch.merged and value != self._switch.strength:
             raise StudioError("The strength of a merged adapter cannot change.", "Unmerge it first.")
         self._switch.strength = float(value)
+        if self._vectors is not None:
+            self._vectors.refresh()
 
     def place(self, place: Callable[[Site, Tensor], Tensor] | None) -> None:
         """Keeps the set's changes to a part of the picture (None: everywhere again). Not for merged sets."""
@@ -201,6 +220,25 @@ class AdapterSet:
 
     def on_step(self, step: int) -> None:
         """After the optimizer's step, before zero_grad; `step` counts optimizer steps, from 1."""
+        self.settle(self.phase(step))
+        self.advance(step)
+
+    def phase(self, step: int) -> str:
+        """What `settle` does after this step (Adapter.phase)."""
+        adapters = list(self.adapters.values())
+        return type(adapters[0]).phase(adapters, step)
+
+    @torch.no_grad()
+    def settle(self, phase: str) -> None:
+        """Layer by layer what adapters.bank does for all at once: Adapter.settled."""
+        for adapter in self.adapters.values():
+            gradients = {name: p.grad for name, p in adapter.named_parameters() if p.grad is not None}
+            tensors = adapter.state_dict(keep_vars=True)
+            for name, value in adapter.settled(gradients, phase).items():
+                tensors[name].copy_(value)
+
+    def advance(self, step: int) -> None:
+        """What a method does at single steps, after `settle`."""
         adapters = list(self.adapters.values())
         type(adapters[0]).on_step_all(adapters, step)
 

@@ -9,7 +9,7 @@ of it, so files, merging and single layers see no difference. What a method comp
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Container, Generator
+from collections.abc import Callable, Container, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -109,9 +109,31 @@ class FactorBank:
                 (member, "staged_gain", gain)
                 for member, gain in zip(group.members, spread(gains, gains.dtype), strict=True)
             ]
-        if type(template).regulariser is not Adapter.regulariser:
-            placed += self._rows(group, [path for path, stack in group.slots if stack.requires_grad])
         return placed
+
+    def regulariser(self) -> Tensor | None:
+        """AdapterSet.regulariser, chains' computed for all layers of a stack at once. Within `staged`."""
+        terms: list[Tensor] = []
+        for group in self._groups:
+            first = group.members[0]
+            if not _does(first, "regulariser"):
+                continue
+            if chained(first) is None:
+                terms += [term for member in group.members if (term := member.regulariser()) is not None]
+            elif first.regulariser() is not None:
+                terms.append(_over_layers(group, lambda adapter: adapter.regulariser()).sum())
+        return torch.stack(terms).sum() if terms else None
+
+    @torch.no_grad()
+    def settle(self, phase: str) -> None:
+        """AdapterSet.settle for all layers of a stack at once."""
+        for group in self._groups:
+            if _does(group.members[0], "settled"):
+                stacks = dict(group.slots)
+                gradients = {path: stack.grad for path, stack in group.slots if stack.grad is not None}
+                found = _over_layers(group, lambda adapter, given: adapter.settled(given, phase), gradients)
+                for path, value in found.items():
+                    stacks[path].copy_(value)
 
     @staticmethod
     def _rows(group: _Group, paths: list[str]) -> list[tuple[nn.Module, str, Any]]:
@@ -180,6 +202,34 @@ def _chains(group: _Group, template: LowRank) -> tuple[Tensor, Tensor]:
     if template.projected is not None:
         given = (differentiable_projections([member.site for member in group.members], stacked[template.projected]),)
     return torch.vmap(lambda tensors, *given: torch.func.functional_call(template, tensors, given))(stacked, *given)
+
+
+def _does(adapter: Adapter, name: str) -> bool:
+    """Whether the method (under a magnitude, the inner one) has an answer of its own to this part of the contract."""
+    inner = adapter.inner if isinstance(adapter, Magnitude) else adapter
+    return getattr(type(inner), name) is not getattr(Adapter, name)
+
+
+def _over_layers(group: _Group, work: Callable[..., Any], *given: Any) -> Any:
+    """`work(adapter, *given)` for every member at once, told by the first; stacks and `given` have layers in front."""
+    first = group.members[0]
+    caller = _Caller(first, work)
+
+    def one(tensors: dict[str, Tensor], *given: Any) -> Any:
+        return torch.func.functional_call(caller, {f"adapter.{path}": t for path, t in tensors.items()}, given)
+
+    return torch.vmap(one)(dict(group.slots), *given)
+
+
+class _Caller(nn.Module):
+    """A function of an adapter in the form that torch.func.functional_call takes."""
+
+    def __init__(self, adapter: Adapter, work: Callable[..., Any]) -> None:
+        super().__init__()
+        self.adapter, self.work = adapter, work
+
+    def forward(self, *given: Any) -> Any:
+        return self.work(self.adapter, *given)
 
 
 @torch.no_grad()

@@ -207,8 +207,21 @@ class Adapter(nn.Module, ABC):
     def on_backward(self) -> None:
         """After backward, before clipping: gradients may be read and rewritten."""
 
+    @classmethod
+    def phase(cls, adapters: Sequence[Any], step: int) -> str:
+        """A name for what `settled` does after this step of a set: where it changes, a GPU records it anew."""
+        return ""
+
+    def settled(self, gradients: Mapping[str, Tensor], phase: str) -> dict[str, Tensor]:
+        """After the optimizer's step: new values of this layer's parameters and buffers, by name.
+
+        A pure function of its tensors and their gradients that never reads a number: adapters.bank computes it for
+        all layers alike at once.
+        """
+        return {}
+
     def on_step(self, step: int) -> None:
-        """After the optimizer's step, before zero_grad. `step` counts optimizer steps, from 1."""
+        """After `settled`, for what happens at single steps. `step` counts optimizer steps, from 1; no gradients."""
 
     @classmethod
     def on_step_all(cls, adapters: Sequence[Any], step: int) -> None:

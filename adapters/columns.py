@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -21,12 +22,15 @@ class SpectralSpec(RankSpec, frozen=True):
     columns: Literal["top", "comb"] = Field(
         default="top", description="top: columns r·slot to r·slot + r − 1; comb: every K-th, which evens slots out."
     )
-    slot: int = Field(default=0, ge=0, description="Which of the K disjoint sets of columns; another for each subject.")
+    slot: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        default=0,
+        description="Which of the K disjoint sets of columns, from 0 on; another for each subject (auto: a free one).",
+    )
 
 
-def slot_count(context: Context, rank: int) -> int:
-    """K: how many slots of `rank` columns every layer of the set has."""
-    return min(_width(site) * site.groups // rank for site in context.sites)
+def slot_count(sites: Sequence[Site], rank: int) -> int:
+    """K: how many slots of `rank` columns every one of these layers has."""
+    return min(_width(site) * site.groups // rank for site in sites)
 
 
 def _width(site: Site) -> int:
@@ -41,7 +45,9 @@ def column_indices(site: Site, spec: SpectralSpec, context: Context) -> Tensor:
         UserInputError: the rank does not fit the layer, or there is no such slot.
     """
     count = rank_within(site, spec.rank) // site.groups
-    slots = max(1, slot_count(context, spec.rank))
+    slots = max(1, slot_count(context.sites, spec.rank))
+    if spec.slot == "auto":
+        raise UserInputError("Which slot is not decided yet.", "studio train decides it; elsewhere give a number.")
     if spec.slot >= slots:
         raise UserInputError(
             f"There are {slots} slots of rank {spec.rank} in these layers; slot {spec.slot} is not one of them.",

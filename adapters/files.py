@@ -1,7 +1,9 @@
 """Our adapter file: safetensors whose header holds everything needed to attach it again.
 
-The tensors are those of AdapterSet.state_dict. The header's metadata are "format" (FORMAT), "spec", "targets"
-and "card", the last three as JSON. Nothing of a file is believed before it is checked.
+The tensors are those of AdapterSet.state_dict: of a spectral adapter also each layer's columns, their singular values
+and vectors. The header's metadata are "format" (FORMAT), "strength" (STRENGTH), and as JSON "spec", "targets",
+"overrides", "card" and, where columns of weights were learnt on, "weights". Nothing of a file is believed before it is
+checked.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, cast
 
 import torch
@@ -20,14 +22,19 @@ from torch import Tensor, nn
 from adapters.adapter_set import AdapterSet, LayerOverride
 from adapters.atomic import atomic_path
 from adapters.base import AdapterSpec
+from adapters.columns import SpectralSpec
 from adapters.errors import FileFormatError, StudioError, UserInputError
+from adapters.extras import extras_in, is_extra
 from adapters.inject import base_hash, build
+from adapters.layer import master
 from adapters.registry import parse_spec
 from adapters.safe import read_safe_header, read_safe_tensors, refuse_nonfinite
-from adapters.svd import Unread
+from adapters.svd import Unread, weight_hash
 from adapters.targets import select_sites
 
 FORMAT = "spectral-studio-1"
+STRENGTH = "W + s(W' - W)"
+"""What a strength of s means, for every method: said in the file for whoever else reads it."""
 
 StorageType = Literal["float32", "float16", "bfloat16"]
 _STORED: dict[str, torch.dtype] = {
@@ -43,6 +50,7 @@ class FusedConcept(BaseModel, frozen=True, extra="ignore"):
 
     trigger: str = ""
     class_word: str = ""
+    concept: str = Field(default="", description="UUID of what it learnt (AdapterCard.concept).")
     sha256: str = Field(default="", description="sha256 of its file.")
     weight: float = 1.0
 
@@ -54,6 +62,8 @@ class AdapterCard(BaseModel, frozen=True, extra="ignore"):
     base_hash: str = Field(default="", description="sha256 of the base's weight files.")
     trigger: str = Field(default="", description="The word that stands for the subject in prompts.")
     class_word: str = Field(default="", description="What kind of thing the subject is.")
+    concept: str = Field(default="", description="UUID of what was learnt: trigger, class word and pictures.")
+    slots: int = Field(default=0, ge=0, description="K: how many slots of columns its layers have; 0: no columns.")
     steps: int = Field(default=0, ge=0, description="Optimizer steps trained.")
     config_hash: str = Field(default="", description="sha256 of the training configuration.")
     resolution: int = Field(default=0, ge=0, description="Pixels a side in training.")
@@ -65,6 +75,12 @@ class AdapterCard(BaseModel, frozen=True, extra="ignore"):
     fused_by: str = Field(default="", description="The way to fuse, where this file was made of others.")
     concepts: tuple[FusedConcept, ...] = Field(default=(), description="What it was made of.")
 
+    @property
+    def subjects(self) -> list[tuple[str, str]]:
+        """Trigger and class word of each subject that the file was taught; those without a trigger left out."""
+        found = [(one.trigger, one.class_word) for one in self.concepts] or [(self.trigger, self.class_word)]
+        return [(trigger, class_word) for trigger, class_word in found if trigger]
+
 
 @dataclass(frozen=True)
 class AdapterHeader:
@@ -75,6 +91,8 @@ class AdapterHeader:
     card: AdapterCard
     shapes: dict[str, tuple[int, ...]]
     overrides: tuple[LayerOverride, ...] = ()
+    weights: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Layer → svd.weight_hash of the weight whose columns it learnt on; older files do not tell."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +131,7 @@ def save_adapter(
     tensors = {name: t.cpu().contiguous() for name, t in adapter_set.file_state().items()}
     for name in adapter_set.factor_names():
         tensors[name] = tensors[name].to(_STORED[dtype])
+    tensors |= {name: tensor.cpu().contiguous() for name, tensor in adapter_set.extras.tensors().items()}
     refuse_nonfinite(tensors, "This adapter")
     metadata = {
         "format": FORMAT,
@@ -120,7 +139,11 @@ def save_adapter(
         "targets": json.dumps(adapter_set.targets),
         "overrides": json.dumps([override.model_dump(mode="json") for override in adapter_set.overrides]),
         "card": card.model_dump_json(),
+        "strength": STRENGTH,
     }
+    if isinstance(adapter_set.spec, SpectralSpec):
+        sites = {name: adapter.site for name, adapter in adapter_set.adapters.items()}
+        metadata["weights"] = json.dumps({name: weight_hash(master(site.weight)) for name, site in sites.items()})
     with atomic_path(path) as part:
         save_file(tensors, part, metadata)
 
@@ -143,6 +166,7 @@ def read_header(path: str | os.PathLike[str]) -> AdapterHeader:
             card=AdapterCard.model_validate_json(metadata["card"]),
             shapes=shapes,
             overrides=tuple(LayerOverride.model_validate(one) for one in json.loads(metadata.get("overrides", "[]"))),
+            weights={str(name): str(found) for name, found in json.loads(metadata.get("weights", "{}")).items()},
         )
     except StudioError as error:
         raise FileFormatError(
@@ -185,9 +209,10 @@ def attach_file(
     adapter_set = build(
         components, header.spec, header.targets, seed=0, overrides=header.overrides, decomposer=Unread()
     )
-    adapter_set.check_shapes(header.shapes)
+    adapter_set.check_shapes({name: shape for name, shape in header.shapes.items() if not is_extra(name)})
     tensors = source.tensors if isinstance(source, AdapterFile) else read_safe_tensors(source)
-    adapter_set.load_state_dict(tensors)
+    adapter_set.load_state_dict({name: tensor for name, tensor in tensors.items() if not is_extra(name)})
+    adapter_set.bind(extras_in(tensors), components)
     if header.card.base_hash:
         adapter_set.warning = _other_base(header.card, known_hash or base_hash(components))
     adapter_set.attach(None if part is None else _layers_of_part(components, adapter_set, part))

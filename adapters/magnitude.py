@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import ClassVar
 
@@ -51,8 +51,7 @@ class Magnitude(Adapter):
         In this order m/c − 1 keeps its digits in bf16, and v is the only output-sized tensor saved.
         """
         u = self.inner.delta(x, y_base)
-        bias = self.site.bias
-        v = u + (y_base if bias is None else y_base - self.site.per_output(bias).to(y_base.dtype))
+        v = u + self.site.without_bias(y_base)
         return u + self.site.per_output(self.gain_minus_one()).to(v.dtype) * v
 
     def gain_minus_one(self) -> Tensor:
@@ -92,6 +91,14 @@ class Magnitude(Adapter):
 
     def on_backward(self) -> None:
         self.inner.on_backward()
+
+    @classmethod
+    def phase(cls, adapters: Sequence[Magnitude], step: int) -> str:
+        return cls.inner_type.phase([adapter.inner for adapter in adapters], step)
+
+    def settled(self, gradients: Mapping[str, Tensor], phase: str) -> dict[str, Tensor]:
+        own = {name.removeprefix("inner."): g for name, g in gradients.items() if name.startswith("inner.")}
+        return {f"inner.{name}": value for name, value in self.inner.settled(own, phase).items()}
 
     @classmethod
     def on_step_all(cls, adapters: Sequence[Magnitude], step: int) -> None:

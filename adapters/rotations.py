@@ -1,14 +1,23 @@
-"""Rotations from free parameters, and block-diagonal ones of a layer's input channels (OFT, BOFT).
+"""Rotations from free parameters, and block-diagonal ones of a layer's input or output channels (OFT, BOFT).
 
-Vectors are rows here, as in peft: x is turned into x·R, which is the layer W' = W·Rᵀ.
+Vectors are rows here, as in peft: x is turned into x·R, which is the layer W' = W·Rᵀ; W' = R·W turns outputs by Rᵀ.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from adapters.sites import Site
+
+Side = Literal["input", "output"]
+
+
+def turned_channels(site: Site, side: Side) -> int:
+    """How many channels a rotation on that side turns, of all groups together."""
+    return site.rows if side == "output" else site.channels
 
 
 def cayley(p: Tensor) -> Tensor:
@@ -66,8 +75,11 @@ def turn(x: Tensor, turns: Tensor, axis: int, transposed: bool = False) -> Tenso
     return change
 
 
-def turn_weight(site: Site, weight: Tensor, turns: Tensor) -> Tensor:
-    """W' − W where W' is W after `turn` of its input: W(Rᵀ − I) group by group and tap by tap."""
+def turn_weight(site: Site, weight: Tensor, turns: Tensor, side: Side = "input") -> Tensor:
+    """W' − W: of inputs W(Rᵀ − I), group by group and tap by tap; of outputs (R − I)W."""
+    if side == "output":
+        rows = site.matricise(weight)
+        return site.as_weight(turn(rows.mT, turns.to(rows.dtype), -1, transposed=True).mT)
     batch = site.as_inputs(weight)
     return site.from_inputs(turn(batch, turns.to(weight.dtype), site.channel_axis, transposed=True))
 

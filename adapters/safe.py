@@ -24,6 +24,7 @@ MAX_HEADER = 16 * 2**20
 """Bytes. A header that names every layer of SDXL takes under 1 MiB; a thumbnail fits as well."""
 
 _WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
+_LONGEST_NAME = 512
 _FIX = "Copy or download the file again, or choose another .safetensors file."
 
 Shapes = dict[str, tuple[int, ...]]
@@ -85,21 +86,35 @@ def _kind(start: bytes) -> str:
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     try:
-        header: object = json.loads(raw)
+        header: object = json.loads(raw, object_pairs_hook=lambda pairs: _once(path, pairs))
     except (ValueError, RecursionError) as error:
         raise FileFormatError(f"{path} is not a safetensors file: its header is not JSON.", _FIX) from error
     if not isinstance(header, dict):
         raise FileFormatError(f"{path} is not a safetensors file: its header is not an object.", _FIX)
     header = cast(dict[str, Any], header)
-    if not isinstance(header.get("__metadata__", {}), dict):
-        raise FileFormatError(f"{path} is damaged: its metadata are not an object.", _FIX)
+    metadata: object = header.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(
+        isinstance(text, str) for text in cast(dict[str, Any], metadata).values()
+    ):
+        raise FileFormatError(f"{path} is damaged: its metadata are not an object of texts.", _FIX)
     return header
 
 
+def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, unless a name comes twice: readers would differ on which is meant."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise FileFormatError(f"{path} is damaged: its header says something twice.", _FIX)
+    return found
+
+
 def _checked_shapes(path: Path, header: Mapping[str, Any], data_bytes: int) -> Shapes:
-    """The shapes, if each fits its own bytes and all fit into the file."""
+    """The shapes, if each fits its own bytes and together they are the file's, none used twice."""
     shapes: Shapes = {}
+    spans: list[tuple[int, int, str]] = []
     for name, entry in header.items():
+        if not name.isprintable() or len(name) > _LONGEST_NAME:
+            raise FileFormatError(f"{path} names a tensor {name[:40]!r}…, which is no name.", _FIX)
         try:
             shape = tuple(int(n) for n in entry["shape"])
             first, last = (int(n) for n in entry["data_offsets"])
@@ -111,4 +126,12 @@ def _checked_shapes(path: Path, header: Mapping[str, Any], data_bytes: int) -> S
         if last > data_bytes:
             raise FileFormatError(f"{path} is cut off: {last - data_bytes:,} bytes of {name} are missing.", _FIX)
         shapes[name] = shape
+        spans.append((first, last, name))
+    end = 0
+    for first, last, name in sorted(spans):
+        if first != end:
+            raise FileFormatError(f"{path} is damaged: the bytes of {name} do not follow the others'.", _FIX)
+        end = last
+    if end != data_bytes:
+        raise FileFormatError(f"{path} is damaged: it has {data_bytes - end:,} bytes that no tensor owns.", _FIX)
     return shapes

@@ -95,9 +95,17 @@ class Site(ABC):
             numbers each ([] for a Linear, whose windows are single tokens).
         """
 
+    @abstractmethod
+    def patches(self, x: Tensor) -> Tensor:
+        """What each output position sees of x, nothing copied but x's border: [..., k], or [..., c, kh, kw]."""
+
     def apply_weight(self, x: Tensor) -> Tensor:
         """W x: the base layer's own product, without its bias. In x's dtype, or autocast's."""
         return self.apply_down(x, self.matricise(self.weight))
+
+    def without_bias(self, y: Tensor) -> Tensor:
+        """W x, of the layer's own output W x + b."""
+        return y if self.bias is None else y - self.per_output(self.bias).to(y.dtype)
 
     @abstractmethod
     def per_output(self, vector: Tensor) -> Tensor:
@@ -182,6 +190,9 @@ class LinearSite(Site):
     def windows(self, x: Tensor) -> tuple[Tensor, list[int]]:
         return x, []
 
+    def patches(self, x: Tensor) -> Tensor:
+        return x
+
     def apply_core(self, z: Tensor, core: Tensor, groups: int = 1) -> Tensor:
         return F.linear(z, core)
 
@@ -235,6 +246,12 @@ class ConvSite(Site):
         else:
             x = F.pad(x, _borders(conv), mode="constant" if conv.padding_mode == "zeros" else conv.padding_mode)
         return x, [*conv.kernel_size, *conv.stride, *conv.dilation, *padding]
+
+    def patches(self, x: Tensor) -> Tensor:
+        x, (kh, kw, sh, sw, dh, dw, ph, pw) = self.windows(x)
+        x = F.pad(x, (pw, pw, ph, ph))
+        seen = x.unfold(-2, dh * (kh - 1) + 1, sh).unfold(-2, dw * (kw - 1) + 1, sw)  # the second -2 is w
+        return seen[..., ::dh, ::dw].movedim(-5, -3)
 
     def apply_core(self, z: Tensor, core: Tensor, groups: int = 1) -> Tensor:
         flat = z if z.ndim <= 4 else z.flatten(0, -4)

@@ -70,9 +70,7 @@ class Decomposer:
             return _zeros(weight, count)
         if self.cache is None or not keep:
             return compute()
-        raw = weight.detach().cpu().contiguous()
-        digest = hashlib.sha256(raw.flatten().view(torch.uint8).numpy().data).hexdigest()
-        path = self.cache / f"{digest[:40]}-{tuple(raw.shape)}-{key}.safetensors".replace(" ", "")
+        path = self.cache / f"{weight_hash(weight)[:40]}-{tuple(weight.shape)}-{key}.safetensors".replace(" ", "")
         with suppress(OSError, SafetensorError, KeyError):  # missing or damaged: computed again
             kept = load_file(path)
             with suppress(OSError):  # a cache that may only be read is a cache
@@ -102,6 +100,12 @@ class Unread(Decomposer):
 
     def _find(self, weight: Tensor, key: str, count: int, compute: Callable[[], Svd], keep: bool = True) -> Svd:
         return _zeros(weight, count)
+
+
+def weight_hash(weight: Tensor) -> str:
+    """sha256 (hex) of a weight's bytes, in the precision it is decomposed in."""
+    raw = weight.detach().cpu().contiguous()
+    return hashlib.sha256(raw.flatten().view(torch.uint8).numpy().data).hexdigest()
 
 
 def _zeros(weight: Tensor, count: int) -> Svd:

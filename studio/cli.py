@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from studio import __version__, cli_jobs, options
+from studio import __version__, cli_jobs, options, slot_commands
 
 
 class _Commands(TyperGroup):
@@ -126,7 +126,9 @@ def sample(
     ] = None,
     region: Annotated[
         list[str] | None,
-        typer.Option(metavar="PLACE:TEXT", help='"left half: a sks cat" or "0.5,0,1,1: a zwx car"; up to five.'),
+        typer.Option(
+            metavar="PLACE:TEXT", help='"left half: a sks cat" or "0.5,0,1,1: a zwx car", up to five; or auto.'
+        ),
     ] = None,
 ) -> None:
     """Draw pictures with adapters, each with its recipe inside, and a grid of all."""
@@ -147,7 +149,10 @@ def fuse(
     out: Annotated[Path, typer.Option(metavar="FILE", help="The fused adapter; its report lies beside it.")],
     how: Annotated[
         str,
-        typer.Option(metavar="WAY", help="spectral, least-squares, sum, mean, null-space, ties, dare or svd."),
+        typer.Option(
+            metavar="WAY",
+            help="spectral, least-squares, zip, sum, mean, null-space, ties, dare, svd or geodesic (OFT, BOFT).",
+        ),
     ] = "least-squares",
     weights: Annotated[
         str | None, typer.Option(metavar="W,W,...", help="How strongly each acts; left out: 1 each.")
@@ -178,18 +183,23 @@ def fuse(
 def export(
     adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="An adapter file or a run's folder.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write, ending in .safetensors.")],
-    form: Annotated[str, typer.Option("--format", metavar="NAME", help="kohya, diffusers or lokr.")] = "kohya",
+    form: Annotated[
+        str, typer.Option("--format", metavar="NAME", help="kohya, diffusers, lokr or merged-checkpoint.")
+    ] = "kohya",
     rank: Annotated[int, typer.Option(metavar="N", min=1, help="Rank for methods that have no exact LoRA form.")] = 64,
     dtype: Annotated[str, typer.Option(metavar="TYPE", help="fp16, bf16 or fp32.")] = "fp16",
     base: Annotated[
         str | None, typer.Option(metavar="BASE", help="Base; left out: the one the adapter was made on.")
     ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Without biases, norms and embedded words, which some programs refuse.")
+    ] = False,
 ) -> None:
-    """Write an adapter as other programs read it."""
+    """Write an adapter, or the base with it in its weights, as other programs read it."""
     _start()
     from studio import exporting
 
-    request = exporting.Request(adapter, form, out, rank, dtype, base)
+    request = exporting.Request(adapter, form, out, rank, dtype, base, plain)
     _print(exporting.export_adapter(request, Console(stderr=True)))
 
 
@@ -241,6 +251,9 @@ def merge(
     from studio import reshaping
 
     _print(reshaping.merge(adapters, strength or [], out, base, Console(stderr=True)))
+
+
+app.command("slots")(slot_commands.slots)
 
 
 @app.command()

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch import nn
 
+from adapters.adapter_set import AdapterSet
+from adapters.atomic import atomic_path
 from adapters.errors import UserInputError
+from adapters.extras import Extras
+from adapters.files import AdapterCard
 from adapters.formats.export import Exported, Format, export, find_format
 from adapters.formats.open import attach_any, open_adapter
 from studio.sampling import adapter_path, common_base, warn
 from trainers.sdxl import load_base
+from trainers.thumbnail import jpeg_of
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+_EXACT = 1e-6
+"""Relative error below which nothing is said of it."""
 
 
 @dataclass(frozen=True)
@@ -28,34 +37,62 @@ class Request:
     rank: int = 64
     dtype: str = "fp16"
     base: str | None = None
+    plain: bool = False
+    """Without biases, norms and embedded words, which some programs refuse."""
 
 
 def export_adapter(request: Request, console: Console) -> Iterator[str]:
-    """Writes the file; yields what there is to say of it."""
+    """Writes the file, and beside it what A1111 and InvokeAI show of it; yields what there is to say."""
     form = find_format(request.form)
     if request.dtype not in DTYPES:
         raise UserInputError(f"{request.dtype} is no storage type.", f"Choose {', '.join(DTYPES)}.")
     if request.out.suffix != ".safetensors":
         raise UserInputError(f"{request.out} does not end in .safetensors.", "Other programs go by that ending.")
-    file = open_adapter(adapter_path(request.adapter))
-    base = load_base(request.base or common_base([file]))
+    file, dtype = open_adapter(adapter_path(request.adapter)), DTYPES[request.dtype]
+    base = load_base(request.base or common_base([file]), dtype=dtype if form.whole_model else torch.float32)
     adapters = attach_any(base.components, file, base.hash, rank=request.rank)
     adapters.detach()
     if adapters.warning:
         warn(console, adapters.warning)
-    dtype = DTYPES[request.dtype]
-    done = export(request.out, adapters, base.components, file.card, form, rank=request.rank, dtype=dtype)
-    yield from _told(request, form, done)
+    given = adapters.extras
+    if request.plain:
+        adapters.extras = Extras()
+    parts: dict[str, nn.Module] = {**base.components, "vae": base.vae}
+    done = export(request.out, adapters, parts, file.card, form, rank=request.rank, dtype=dtype)
+    yield from _told(request, form, adapters, done)
+    if request.plain and given:
+        yield f"  Left out, as asked for: {len(given.vectors)} biases and norms, {len(given.words)} embedded words"
+    yield from _sidecars(request.out, file.card)
 
 
-def _told(request: Request, form: Format, done: Exported) -> Iterator[str]:
+def _told(request: Request, form: Format, adapters: AdapterSet, done: Exported) -> Iterator[str]:
     yield f"{request.out}: {done.layers} layers, {request.form}, {request.dtype}"
-    if done.error > 1e-6:
-        yield f"  This method has no exact LoRA form: up to {done.error:.1%} of a layer's change is left out."
+    if done.error > _EXACT:
+        yield f"  This method has no exact form there: up to {done.error:.1%} of a layer's change is left out."
         yield "  A larger --rank leaves out less."
     else:
         yield f"  Exact, up to the rounding of {request.dtype}."
     if done.left_out:
         yield f"  Left out, as the format has no name for them: {', '.join(done.left_out)}"
     yield "  Loads in:"
-    yield from (f"    {program}: {answer}" for program, answer in form.read_by.items())
+    answers = form.read_by(adapters.extras)
+    width = max(map(len, answers))
+    yield from (f"    {program:{width}}  {answer}" for program, answer in answers.items())
+
+
+def _sidecars(out: Path, card: AdapterCard) -> Iterator[str]:
+    """The trigger as A1111 and InvokeAI look for it, and a picture; files that are there already stay as they are."""
+    words = ", ".join(f"{trigger} {class_word}".strip() for trigger, class_word in card.subjects)
+    notes = {"description": words, "sd version": "SDXL", "activation text": words, "notes": "Spectral Studio"}
+    picture = jpeg_of(card.thumbnail)
+    written = {".json": json.dumps(notes, indent=1, ensure_ascii=False).encode() if words else None, ".jpg": picture}
+    for ending, content in written.items():
+        path = out.with_suffix(ending)
+        if content is None:
+            continue
+        if path.exists():
+            yield f"  {path} is there already and was left as it is."
+            continue
+        with atomic_path(path) as part:
+            part.write_bytes(content)
+        yield f"  {path}: {'the trigger' if ending == '.json' else 'a preview'}, for A1111, Forge and InvokeAI"

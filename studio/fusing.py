@@ -13,6 +13,7 @@ from rich.console import Console
 
 from adapters.atomic import atomic_path
 from adapters.errors import UnknownNameError, UserInputError
+from adapters.extras import summed
 from adapters.files import AdapterCard, FusedConcept, save_adapter
 from adapters.formats.open import AnyFile, attach_any, open_adapter
 from adapters.fusion.fuse import Changes, Concept, as_adapter, changes_of, fused_deltas
@@ -100,7 +101,9 @@ def fuse(request: Request, console: Console) -> Result:
     )
     base.set_schedule(*common_schedule(files))
     changes = changes_of(_concepts(base, files, weights, console), request.options)
-    grams = _activations(base, changes, files, console) if request.prompts else None
+    samples = request.options.samples if way.samples_inputs else 0
+    with base.speaking(summed([(one.adapters.extras, 1.0) for one in changes.concepts]).words):
+        grams = _activations(base, changes, files, samples, console) if request.prompts else None
     deltas = fused_deltas(changes, way, request.options, grams)
     report = report_on(request.how, changes, deltas, grams)
     card = _card(request.how, paths, files, weights)
@@ -154,14 +157,20 @@ def _concepts(base: Base, files: Sequence[AnyFile], weights: Sequence[float], co
     return found
 
 
-def _activations(base: Base, changes: Changes, files: Sequence[AnyFile], console: Console) -> dict[str, LayerGrams]:
-    subjects = [f"{file.card.trigger} {file.card.class_word}".strip() or "subject" for file in files]
-    own = [[text.format(subject) for text in _OWN] for subject in subjects]
-    classes = [file.card.class_word or "thing" for file in files]
+def prompts_of(cards: Sequence[AdapterCard]) -> list[list[str]]:
+    """What activations are gathered on: each subject's own prompts, and neutral ones last."""
+    subjects = [f"{card.trigger} {card.class_word}".strip() or "subject" for card in cards]
+    classes = [card.class_word or "thing" for card in cards]
     neutral = [text.format(classes[number % len(classes)]) for number, text in enumerate(_NEUTRAL)]
+    return [*([text.format(subject) for text in _OWN] for subject in subjects), neutral]
+
+
+def _activations(
+    base: Base, changes: Changes, files: Sequence[AnyFile], samples: int, console: Console
+) -> dict[str, LayerGrams]:
     grams: dict[str, LayerGrams] = {}
     with console.status("drawing each subject's prompts"):
-        for found in gather(base, changes, [*own, neutral]):
+        for found in gather(base, changes, prompts_of([file.card for file in files]), samples=samples):
             if isinstance(found, Progress):
                 console.print(f"Looked at {found.done} of {found.total} sets of prompts.", highlight=False)
             else:
@@ -175,6 +184,7 @@ def _card(how: str, paths: Sequence[Path], files: Sequence[AnyFile], weights: Se
         FusedConcept(
             trigger=file.card.trigger,
             class_word=file.card.class_word,
+            concept=file.card.concept,
             sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
             weight=weight,
         )
@@ -189,6 +199,8 @@ def _card(how: str, paths: Sequence[Path], files: Sequence[AnyFile], weights: Se
             "created": timestamp(),
             "studio_version": __version__,
             "thumbnail": "",
+            "concept": "",
+            "slots": 0,
             "fused_by": how,
             "concepts": concepts,
         }

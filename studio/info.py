@@ -14,6 +14,7 @@ from adapters.adapter_set import LayerOverride
 from adapters.anchors import INITIALISATIONS, Initialisation
 from adapters.base import Adapter
 from adapters.errors import MissingError
+from adapters.extras import extras_named
 from adapters.files import AdapterCard, AdapterHeader
 from adapters.formats.foreign import ForeignFile, kinds_in
 from adapters.formats.open import open_adapter
@@ -68,6 +69,11 @@ def _describe_adapter(path: Path, header: AdapterHeader) -> Iterator[str]:
     yield f"  knobs: {knobs}"
     yield "  learnt layers: " + "; ".join(f"{part}: {target}" for part, target in header.targets.items())
     yield from (f"  but {_override(override)}" for override in header.overrides)
+    vectors, words = extras_named(header.shapes)
+    if vectors:
+        yield f"  biases and norms: {len(vectors)}"
+    if words:
+        yield f"  words with embeddings: {', '.join(words)}"
     yield from (f"  {name.replace('_', ' ')}: {_value(value)}" for name, value in _card(header.card).items())
     yield from (f"  made of: {one.trigger} {one.class_word} × {one.weight:g}" for one in header.card.concepts)
     yield from (f"  warning: {text}" for text in card_warnings(header))

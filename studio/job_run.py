@@ -13,6 +13,7 @@ from studio.claims import Claim, Lost
 from studio.failures import Failure, explain
 from studio.progress import Average, display_for
 from studio.runs import RunFolder
+from studio.slots import claimed
 from studio.stopping import Stop
 from studio.store import Ask, State, Summary
 from trainers import checkpoint, events
@@ -106,6 +107,12 @@ class JobRun:
         job = self.claim.job
         whole = config.compose([config.Layer(f"job {job.id}", job.request.config)])
         resume = self._make_ready(whole)
+        with claimed(whole, self.folder.path, insist=not resume) as (whole, warning):
+            if warning:
+                self._say(f"Warning: {warning}")
+            return self._follow(whole, resume)
+
+    def _follow(self, whole: TrainConfig, resume: bool) -> State:
         source = train(
             whole, self.folder.path, resume=resume, device=self.device, commands=self._command, bases=self.bases
         )

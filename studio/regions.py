@@ -11,12 +11,17 @@ from adapters.adapter_set import AdapterSet
 from adapters.errors import UserInputError
 from adapters.formats.open import AnyFile
 from trainers.captions import has_word
-from trainers.regions import LARGEST, Region, Regional, parse_region, region_masks, regional_sampling
+from trainers.regions import (
+    LARGEST,
+    Placed,
+    Region,
+    Regional,
+    alone,
+    parse_region,
+    region_masks,
+    regional_sampling,
+)
 from trainers.sdxl import Base
-
-SHARED = 0.2
-"""How much the whole picture's prompt says within a region."""
-Placed = Sequence[tuple[AdapterSet, int]]
 
 
 def parse_regions(texts: Sequence[str]) -> list[Region]:
@@ -51,23 +56,9 @@ def drawing_regions(
     """Within, the base draws by regions (trainers.regions); `size` is width, height in pixels."""
     contexts: list[torch.Tensor] = []
     for number, region in enumerate(regions):
-        with _alone(placed, number):
+        with alone(placed, number):
             contexts.append(base.encode_texts([region.prompt]).context)
     width, height = (side // base.scale_factor for side in size)
     masks = region_masks(regions, height, width).to(base.device)
-    regional = Regional(masks, torch.cat(contexts), SHARED, guided)
-    with regional_sampling(base.unet, regional, placed):
+    with regional_sampling(base.unet, Regional(masks[None], torch.stack(contexts), guided), placed):
         yield
-
-
-@contextmanager
-def _alone(placed: Placed, region: int) -> Generator[None]:
-    """Only a region's own adapters read its prompt."""
-    others = [(adapters, adapters.strength) for adapters, number in placed if number != region]
-    for adapters, _ in others:
-        adapters.strength = 0.0
-    try:
-        yield
-    finally:
-        for adapters, strength in others:
-            adapters.strength = strength

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from adapters.adapter_set import AdapterSet
 from adapters.errors import MismatchError, UserInputError
+from adapters.extras import Extras, vectors_of
 from adapters.files import AdapterCard, save_adapter
 from adapters.formats.open import AnyFile, attach_any, open_adapter
 from adapters.fusion.deltas import LayerDelta, compress, delta_of, truncated
@@ -38,8 +39,10 @@ def resize(adapter: Path, rank: int, out: Path, base_name: str | None, console: 
     for name, one in adapters.adapters.items():
         delta = delta_of(one, master(one.site.weight), rank)
         deltas[name] = truncated(one.site, delta, rank) if delta.rank > rank else delta
-    card = file.card.model_copy(update={"created": timestamp(), "studio_version": __version__})
-    save_adapter(out, lora_of(base.components, adapters.targets, deltas), card)
+    card = file.card.model_copy(update={"slots": 0, "created": timestamp(), "studio_version": __version__})
+    made = lora_of(base.components, adapters.targets, deltas)
+    made.extras = adapters.extras
+    save_adapter(out, made, card)
     yield f"{out}: rank {rank}, {_loss(deltas)}"
 
 
@@ -48,7 +51,8 @@ def extract(tuned: str, original: str, rank: int, targets: str, out: Path, trigg
     base, other = load_base(original), load_base(tuned)
     deltas: dict[str, LayerDelta] = {}
     layers = dict(other.unet.named_modules())
-    for site in select_sites(base.unet, "unet", targets):
+    sites = select_sites(base.unet, "unet", targets)
+    for site in sites:
         theirs = layers.get(site.name.split(".", 1)[1])
         if not isinstance(theirs, nn.Linear | nn.Conv2d) or theirs.weight.shape != site.shape:
             raise MismatchError(f"{site.name} is of another shape in {tuned}.", "Give two models of one architecture.")
@@ -65,8 +69,24 @@ def extract(tuned: str, original: str, rank: int, targets: str, out: Path, trigg
         base=original, base_hash=base.hash, trigger=trigger, created=timestamp(), studio_version=__version__,
         resolution=base.native_resolution, prediction_type=other.prediction_type,
     )  # fmt: skip
-    save_adapter(out, lora_of({"unet": base.unet}, {"unet": paths}, deltas), card)
+    made = lora_of({"unet": base.unet}, {"unet": paths}, deltas)
+    made.extras = Extras(_vectors(base.unet, other.unet, None if targets == "all" else {site.name for site in sites}))
+    save_adapter(out, made, card)
     yield f"{out}: {len(deltas)} layers, rank {rank}, {_loss(deltas)}"
+    if made.extras:
+        yield f"  and {len(made.extras.vectors)} biases and norms"
+
+
+def _vectors(original: nn.Module, tuned: nn.Module, layers: set[str] | None) -> dict[str, Tensor]:
+    """How biases of `layers` were tuned; None: all biases, and norms."""
+    theirs = dict(vectors_of(tuned))
+    found: dict[str, Tensor] = {}
+    for name, parameter in vectors_of(original):
+        vector = master(theirs[name]) - master(parameter)
+        wanted = layers is None or f"unet.{name.rpartition('.')[0]}" in layers
+        if wanted and float(vector.norm()) > _NO_CHANGE * float(master(parameter).norm()):
+            found[f"unet.{name}"] = vector
+    return found
 
 
 def merge(
@@ -78,8 +98,10 @@ def merge(
     files = [open_adapter(adapter_path(path)) for path in adapters]
     weights = for_each("strength", list(strengths) or [1.0], len(files))
     base = load_base(base_name or common_base(files))
+    words: list[str] = []
     for file, strength in zip(files, weights, strict=True):
         attached = _attached(base, file, console)
+        words += attached.extras.words
         attached.strength = strength
         attached.merge()
     part = out.with_name(f"{out.name}.part")
@@ -89,6 +111,8 @@ def merge(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     yield f"{out}: {base.name} with {len(files)} adapters in its weights. Use it with --base {out}."
+    if words:
+        yield f"  Left out, as a model's weights cannot hold them: the embeddings of {', '.join(words)}"
 
 
 def _attached(base: Base, file: AnyFile, console: Console) -> AdapterSet:

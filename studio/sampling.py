@@ -17,8 +17,10 @@ from rich.progress import track
 
 from adapters.adapter_set import AdapterSet
 from adapters.errors import MissingError, UnknownNameError, UserInputError
+from adapters.extras import summed
 from adapters.formats.open import AnyFile, attach_any, open_adapter
 from studio import __version__
+from studio.auto_regions import FoundRegions, is_auto
 from studio.paths import next_free, slug
 from studio.recipe import AdapterUse, Recipe, save_png
 from studio.regions import drawing_regions, parse_regions, places
@@ -52,7 +54,7 @@ class Request:
     base: str | None = None
     out: Path | None = None
     regions: Sequence[str] = ()
-    """As `--region` takes them: a place and a prompt each."""
+    """As `--region` takes them: a place and a prompt each, or "auto" alone."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def sample(request: Request, console: Console) -> Path:
         raise UnknownNameError("scheduler", request.scheduler, list(SCHEDULERS))
     loaded = _load(request)
     files = [one.file for one in loaded]
+    regions = [] if is_auto(request.regions) else parse_regions(request.regions)
     name, schedule = request.base or common_base(files), common_schedule(files)
     told = [" ".join([prompt, *request.regions]) for prompt in request.prompts]  # a region may say the trigger
     for warning in prompt_warnings(told, files):
@@ -98,7 +101,6 @@ def sample(request: Request, console: Console) -> Path:
     device = pick_device(None)
     base = load_base(name, device=device, dtype=pick_dtype("auto", device))
     base.set_schedule(*schedule)
-    regions = parse_regions(request.regions)
     out = request.out or next_free(PICTURES, slug(request.prompts[0]))
     sets: list[AdapterSet] = []
     with ExitStack() as stack:
@@ -110,13 +112,20 @@ def sample(request: Request, console: Console) -> Path:
             sets.append(attached)
             if attached.warning:
                 warn(console, f"{one.path}: {attached.warning}")
+        stack.enter_context(base.speaking(summed([(attached.extras, 1.0) for attached in sets]).words))
+        stack.enter_context(fast_sampling(base.unet, sets))
+        wanted = recipes(request, base, [one.use() for one in loaded])
+        size, guided = wanted[0].size, request.guidance > 1
+        if request.regions and any(attached.extras.vectors for attached in sets):
+            warn(console, "Changes of biases and norms act in the whole picture, not in a region alone.")
         if regions:
-            placed = places(regions, files, sets)
-            size = request.size or (base.native_resolution, base.native_resolution)
-            stack.enter_context(drawing_regions(base, regions, placed, size, request.guidance > 1))
-        else:
-            stack.enter_context(fast_sampling(base.unet, sets))
-        return _draw(request, base, recipes(request, base, [one.use() for one in loaded]), out, console)
+            stack.enter_context(drawing_regions(base, regions, places(regions, files, sets), size, guided))
+        found = None
+        if is_auto(request.regions):
+            found = FoundRegions(base, [one.prompt for one in wanted], files, sets, size, request.steps, guided)
+            for warning in found.warnings:
+                warn(console, warning)
+        return _draw(request, base, wanted, out, console, found)
 
 
 def warn(console: Console, text: str) -> None:
@@ -170,8 +179,7 @@ def common_schedule(files: Sequence[AnyFile]) -> tuple[str, bool]:
 def prompt_warnings(prompts: Sequence[str], files: Sequence[AnyFile]) -> Iterator[str]:
     """A sentence for each trigger that a prompt lacks: the subject will hardly show."""
     for file in files:
-        subjects = [(one.trigger, one.class_word) for one in file.card.concepts]
-        subjects = [(t, c) for t, c in subjects or [(file.card.trigger, file.card.class_word)] if t]
+        subjects = file.card.subjects
         for prompt in prompts:
             if subjects and not any(has_word(prompt, trigger) for trigger, _ in subjects):
                 phrase = '" or "'.join(f"{trigger} {word}".strip() for trigger, word in subjects)
@@ -201,7 +209,9 @@ def recipes(request: Request, base: Base, uses: Sequence[AdapterUse]) -> list[Re
     ]
 
 
-def _draw(request: Request, base: Base, wanted: Sequence[Recipe], out: Path, console: Console) -> Path:
+def _draw(
+    request: Request, base: Base, wanted: Sequence[Recipe], out: Path, console: Console, found: FoundRegions | None
+) -> Path:
     pictures: list[Image.Image] = []
     stream = generate(
         base,
@@ -213,6 +223,7 @@ def _draw(request: Request, base: Base, wanted: Sequence[Recipe], out: Path, con
         inference_steps=request.steps,
         guidance=request.guidance,
         scheduler=request.scheduler,
+        routing=None if found is None else found.routing,
     )
     progress = track(
         stream, "drawing", total=len(wanted), console=console, transient=True, disable=not console.is_terminal
@@ -222,7 +233,13 @@ def _draw(request: Request, base: Base, wanted: Sequence[Recipe], out: Path, con
         save_png(path, picture, (recipe,))
         pictures.append(picture)
         console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+        if found is not None:
+            found.save(path, len(pictures) - 1, picture.size)
+            for subject in found.unplaced(len(pictures) - 1):
+                warn(console, f"No place was found for {subject}: the base may draw too few things. Another seed may.")
     columns = request.count if len(request.prompts) > 1 else math.ceil(math.sqrt(request.count))
+    if found is not None:
+        console.print(found.legend, markup=False, highlight=False, soft_wrap=True)
     whole = out / "grid.png"
     save_png(whole, grid(pictures, columns), tuple(wanted))
     return whole

@@ -13,7 +13,8 @@ from adapters.errors import UserInputError
 from studio import __version__, config, runs
 from studio.failures import Interrupted
 from studio.progress import display_for
-from studio.slots import beside
+from studio.sampling import warn
+from studio.slots import beside, claimed
 from studio.stopping import Stop
 from trainers.config import TrainConfig
 from trainers.events import Command, Event, Finished, Started
@@ -79,7 +80,13 @@ def run_training(request: Request, console: Console) -> Path:
     """Train and show; returns the adapter's path. Raises Interrupted where a signal stopped it."""
     whole = configure(request)
     out = out_folder(request, whole)
-    with runs.open_run(out, whole, resume=request.resume) as folder, Stop().listening() as stop:
+    with (
+        runs.open_run(out, whole, resume=request.resume) as folder,
+        claimed(whole, out, insist=not (request.beside or request.resume)) as (whole, warning),
+        Stop().listening() as stop,
+    ):
+        if warning:
+            warn(console, warning)
 
         def started() -> None:
             # Not before: a resume that is refused must leave the run's own configuration as it was.

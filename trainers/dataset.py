@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -247,6 +247,11 @@ def manifest(items: Iterable[Item]) -> dict[str, str]:
         name = item.picture.path.name
         grouped.setdefault(f"class/{name}" if item.is_prior else name, []).append(item)
     return {name: " ".join(_digests(group)) for name, group in grouped.items()}
+
+
+def own_pictures(manifest: Mapping[str, str]) -> list[str]:
+    """sha256 of the pictures in a manifest, without those of the class."""
+    return [digests.split()[0] for name, digests in manifest.items() if not name.startswith("class/")]
 
 
 def _digests(items: list[Item]) -> tuple[str, str, str, str]:

@@ -127,12 +127,15 @@ class Engine:
         """Optimizer step `number` (from 0): `gradient_accumulation` batches, one update."""
         for part in range(self.config.gradient_accumulation):
             self._learn_from(number * self.config.gradient_accumulation + part)
+        phase = self.adapter.phase(number + 1)
+        if self._update_recorded:
+            self.recorder.run(("update", phase), lambda: self._update(phase))
+        else:
+            self._update(phase)
+        self.adapter.advance(number + 1)
         if self.average is not None:
             self.average.schedule(number + 1)
-        if self._update_recorded:
-            self.recorder.run("update", lambda: self._update(number))
-        else:
-            self._update(number)
+            self.recorder.run("average", self.average.update)
         self.rates.advance(self.schedule)
         return StepResult(self._result.loss.clone(), self._result.grad_norm.clone())
 
@@ -150,7 +153,7 @@ class Engine:
         batch = self.plan.gather(bucket, self._chosen[bucket], self._draws["latent"])
         with self.bank.staged():  # backward, too: gradient checkpointing runs blocks again
             loss = self._batch_loss(batch, self._draws["noise"]) / self.config.gradient_accumulation
-            penalty = self.adapter.regulariser()
+            penalty = self.bank.regulariser()
             if not loss.requires_grad:
                 raise UserInputError(
                     "The loss does not depend on any of the layers that should learn.",
@@ -161,7 +164,7 @@ class Engine:
         self._loss += loss.detach()
         self.fast.forget()
 
-    def _update(self, number: int) -> None:
+    def _update(self, phase: str) -> None:
         self._unscale()
         self.adapter.on_backward()
         self.rule.on_backward()
@@ -169,11 +172,9 @@ class Engine:
         self._result.loss.copy_(self._loss)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.adapter.on_step(number + 1)
+        self.bank.settle(phase)
         torch._foreach_zero_([p.grad for p in self.parameters])  # pyright: ignore
         self._loss.zero_()
-        if self.average is not None:
-            self.average.update()
 
     def _unscale(self) -> None:
         self.scaler.unscale_(self.optimizer)
@@ -229,13 +230,10 @@ def parameter_groups(adapter: AdapterSet, config: TrainConfig, rule: Rule) -> li
 
 
 def _leaves_gradients(adapter: AdapterSet, rule: Rule) -> bool:
-    """Whether neither the method nor the rule does anything of its own between backward and the next step."""
-    own = (Adapter.on_backward, Adapter.on_step, Adapter.on_step_all.__func__)  # pyright: ignore
-    for kind in {type(layer) for layer in adapter.adapters.values()}:
-        inner = getattr(kind, "inner_type", kind)
-        if (inner.on_backward, inner.on_step, inner.on_step_all.__func__) != own:
-            return False
-    return type(rule).on_backward is Rule.on_backward
+    """Whether neither the method nor the rule does anything of its own to the gradients."""
+    kinds = {type(layer) for layer in adapter.adapters.values()}
+    untouched = all(getattr(kind, "inner_type", kind).on_backward is Adapter.on_backward for kind in kinds)
+    return untouched and type(rule).on_backward is Rule.on_backward
 
 
 def _switch(optimizer: Optimizer, mode: Literal["train", "eval"]) -> None:

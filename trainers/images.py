@@ -83,7 +83,7 @@ def list_names(names: list[str]) -> str:
 
 def require_pictures(folder: Path) -> None:
     """Raises UserInputError for a folder that is not there or holds no pictures, before anything slow is done."""
-    _candidates(folder)
+    picture_paths(folder)
 
 
 def find_pictures(folder: Path, checks: ImageChecks, resolution: int | None = None) -> tuple[list[Picture], list[str]]:
@@ -92,7 +92,7 @@ def find_pictures(folder: Path, checks: ImageChecks, resolution: int | None = No
     With `resolution`, the side of the training square in pixels, much smaller pictures are warned of.
     Raises UserInputError for a folder without pictures, and one for all files together that cannot be used.
     """
-    paths = _candidates(folder)
+    paths = picture_paths(folder)
     inspected: list[_Inspected] = []
     bad: list[str] = []
     for path in paths:
@@ -127,8 +127,8 @@ def _pictures_in(folder: Path) -> list[Path]:
     return [path for path in _visible_files(folder) if path.suffix.lower() in readable and not _is_mask(path)]
 
 
-def _candidates(folder: Path) -> list[Path]:
-    """The pictures' paths; an error that says what was found instead if there are none."""
+def picture_paths(folder: Path) -> list[Path]:
+    """The pictures' paths; UserInputError says what was found instead if there are none."""
     if not folder.exists():
         raise UserInputError(f"There is no folder {folder}.", "Check the path of the pictures.")
     if not folder.is_dir():

@@ -26,6 +26,7 @@ from trainers.batches import BatchPlan
 from trainers.cache import TensorCache
 from trainers.checkpoint import RunIdentity
 from trainers.config import TrainConfig
+from trainers.dataset import own_pictures
 from trainers.dreambooth import TrainingData
 from trainers.engine import Engine, StepResult
 from trainers.evaluate import base_validation_loss, validation_loss
@@ -185,7 +186,8 @@ class _Run:
 
     def save_result(self) -> Path:
         with self.engine.as_saved():
-            return save_result(self.out, self.step, self.base, self.adapter, self.config)
+            pictures = own_pictures(self.identity.pictures)
+            return save_result(self.out, self.step, self.base, self.adapter, self.config, pictures)
 
     def steps(self) -> Generator[Event, None, Reason]:
         yield from self._validate()

@@ -24,6 +24,10 @@ from adapters.sites import Site
 
 LARGEST = 5
 """Subjects in one picture."""
+SHARED = 0.2
+"""How much the whole picture's prompt says within a region."""
+Placed = Sequence[tuple[AdapterSet, int]]
+"""Adapter sets and the number of the region that each acts in."""
 _NAMED = {
     "left half": (0.0, 0.0, 0.5, 1.0),
     "right half": (0.5, 0.0, 1.0, 1.0),
@@ -86,34 +90,44 @@ def _covered(edges: Float[Tensor, " n1"], start: float, end: float) -> Float[Ten
 
 @dataclass
 class Regional:
-    """One picture's regions while it is drawn.
+    """Where what is drawn: one layout for all pictures of a batch (p = 1), or one for each of them.
 
     Args:
         masks: at the latents' size.
         contexts: each region's prompt as the UNet reads it.
-        shared: how much the whole picture's prompt says within regions.
         guided: whether the first half of a batch is without prompt (classifier-free guidance).
+        shared: how much the whole picture's prompt says within regions.
     """
 
-    masks: Float[Tensor, "n h w"]
-    contexts: Float[Tensor, "n l d"]
-    shared: float
+    masks: Float[Tensor, "p n h w"]
+    contexts: Float[Tensor, "n p l d"]
     guided: bool
+    shared: float = SHARED
     now: int | None = None
     """Whose prompt keys and values are being computed of; None: the whole picture's."""
     _sizes: dict[tuple[int, int], Tensor] = field(default_factory=dict[tuple[int, int], Tensor])
 
-    def at(self, height: int, width: int) -> Float[Tensor, "n h w"]:
+    def at(self, height: int, width: int) -> Float[Tensor, "p n h w"]:
         """The masks at another size."""
         if (height, width) not in self._sizes:
             self._sizes[height, width] = F.adaptive_avg_pool2d(self.masks, (height, width))
         return self._sizes[height, width]
 
-    def tokens(self, count: int) -> Float[Tensor, "n t"]:
+    def tokens(self, count: int) -> Float[Tensor, "p n t"]:
         """The masks of a picture's tokens, however many there are of them."""
-        height, width = self.masks.shape[1:]
-        smaller = round((height * width / count) ** 0.5)
-        return self.at(height // smaller, width // smaller).flatten(1)
+        return self.at(*grid_of(count, *self.masks.shape[2:])).flatten(2)
+
+    def within(self, delta: Tensor, masks: Float[Tensor, "p ..."]) -> Tensor:
+        """What is left of a change to a batch, whose pictures may be there twice, without and with prompt."""
+        if len(masks) > 1:
+            masks = masks.repeat(len(delta) // len(masks), *(1 for _ in masks.shape[1:]))
+        return delta * masks.to(delta.dtype)
+
+
+def grid_of(count: int, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of `count` tokens of a picture of latents of this size."""
+    smaller = round((height * width / count) ** 0.5)
+    return height // smaller, width // smaller
 
 
 @dataclass(frozen=True)
@@ -124,16 +138,16 @@ class Within:
     region: int
 
     def __call__(self, site: Site, delta: Tensor) -> Tensor:
-        regional = self.regional
+        regional, region = self.regional, self.region
         if not site.name.startswith("unet."):
             return delta
         if _CONTEXT_LAYER.search(site.name):
-            return delta if regional.now == self.region else torch.zeros_like(delta)
+            return delta if regional.now == region else torch.zeros_like(delta)
         if delta.ndim == 4:
-            return delta * regional.at(*delta.shape[2:])[self.region].to(delta.dtype)
+            return regional.within(delta, regional.at(*delta.shape[2:])[:, region, None])
         if delta.ndim == 3:
-            return delta * regional.tokens(delta.shape[1])[self.region][:, None].to(delta.dtype)
-        return delta * regional.masks[self.region].mean().to(delta.dtype)  # time: no place, so its share
+            return regional.within(delta, regional.tokens(delta.shape[1])[:, region, :, None])
+        return regional.within(delta, regional.masks[:, region].mean((1, 2))[:, None])  # time: no place, so its share
 
 
 class RegionalAttention:
@@ -150,12 +164,11 @@ class RegionalAttention:
         q = attn.to_q(hidden_states)
         mixed = _attend(attn, q, context)
         start = len(q) // 2 if regional.guided else 0
-        masks = regional.tokens(q.shape[1]).to(q.dtype)[:, None, :, None]
-        told = mixed[start:] * (1 - (1 - regional.shared) * masks.sum(0))
+        masks = (1 - regional.shared) * regional.tokens(q.shape[1]).to(q.dtype)[..., None]
+        told = mixed[start:] * (1 - masks.sum(1))
         for number, own in enumerate(regional.contexts.to(q.dtype)):
             regional.now = number
-            seen = _attend(attn, q[start:], own.expand(len(q) - start, -1, -1))
-            told = told + (1 - regional.shared) * masks[number] * seen
+            told = told + masks[:, number] * _attend(attn, q[start:], own.expand(len(q) - start, -1, -1))
         regional.now = None
         return attn.to_out[1](attn.to_out[0](torch.cat([mixed[:start], told])))
 
@@ -167,19 +180,39 @@ def _attend(attn: Any, q: Tensor, context: Tensor) -> Tensor:
 
 
 @contextmanager
-def regional_sampling(unet: nn.Module, regional: Regional, owners: Sequence[tuple[AdapterSet, int]]) -> Generator[None]:
-    """Within, the UNet draws by regions; `owners` are adapter sets and their regions, others act everywhere."""
+def regional_sampling(unet: nn.Module, regional: Regional, placed: Placed) -> Generator[None]:
+    """Within, the UNet draws by regions, and so does FastUnet on it; adapters that are not placed act everywhere."""
     replaced: list[tuple[Any, Any]] = []
     for name, module in unet.named_modules():
         if isinstance(module, Attention) and name.endswith("attn2"):
             replaced.append((module, module.processor))
             module.set_processor(RegionalAttention(regional))  # pyright: ignore[reportArgumentType]
-    for adapters, region in owners:
+    for adapters, region in placed:
         adapters.place(Within(regional, region))
     try:
         yield
     finally:
         for module, processor in replaced:
             module.set_processor(processor)
-        for adapters, _ in owners:
+        for adapters, _ in placed:
             adapters.place(None)
+
+
+@contextmanager
+def alone(placed: Placed, region: int) -> Generator[None]:
+    """Within, of the adapters that are placed only this region's act: they alone read its prompt."""
+    with muted([adapters for adapters, number in placed if number != region]):
+        yield
+
+
+@contextmanager
+def muted(sets: Sequence[AdapterSet]) -> Generator[None]:
+    """Within, these adapters do nothing."""
+    before = [adapters.strength for adapters in sets]
+    for adapters in sets:
+        adapters.strength = 0.0
+    try:
+        yield
+    finally:
+        for adapters, strength in zip(sets, before, strict=True):
+            adapters.strength = strength

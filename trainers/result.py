@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from adapters.adapter_set import AdapterSet
+from adapters.columns import SpectralSpec, slot_count
 from adapters.files import AdapterCard, save_adapter
+from trainers.concept import concept_id
 from trainers.config import TrainConfig
 from trainers.sdxl import Base
+from trainers.thumbnail import thumbnail_of
 
 ADAPTER_NAME = "adapter.safetensors"
 
@@ -33,13 +37,17 @@ def save_result(
     base: Base,
     adapter: AdapterSet,
     config: TrainConfig,
+    pictures: Sequence[str],
 ) -> Path:
-    """Write `out`/adapter.safetensors from the adapter as it stands."""
+    """Write `out`/adapter.safetensors from the adapter as it stands; `pictures` are the sha256 of what it saw."""
+    sites = [one.site for one in adapter.adapters.values()]
     card = AdapterCard(
         base=base.name,
         base_hash=base.hash,
         trigger=config.data.captions.trigger,
         class_word=config.data.captions.class_word,
+        concept=concept_id(config.data.captions, pictures),
+        slots=slot_count(sites, adapter.spec.rank) if isinstance(adapter.spec, SpectralSpec) else 0,
         steps=step,
         config_hash=config.fingerprint(),
         resolution=config.data.resolution or base.native_resolution,
@@ -47,6 +55,7 @@ def save_result(
         zero_terminal_snr=config.objective.zero_terminal_snr,
         created=timestamp(),
         studio_version=product_version(),
+        thumbnail=thumbnail_of(out),
     )
     path = out / ADAPTER_NAME
     save_adapter(path, adapter, card)

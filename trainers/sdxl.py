@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, cast
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
 
 import diffusers
 import torch
@@ -22,6 +22,7 @@ from trainers.file_hash import files_hash
 from trainers.placement import visiting
 from trainers.sources import TRAINED_PARTS, find_source, load_pipeline, with_schedule
 from trainers.text import TextStates, encode_tokens, tokenize
+from trainers.words import Vocabulary, Words, speaking
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("EulerDiscreteScheduler", {}),
@@ -44,6 +45,7 @@ class Base:
     dtype: torch.dtype
     hash: str
     vae_hash: str
+    vocabulary: Vocabulary = field(default_factory=Vocabulary)
 
     @property
     def unet(self) -> UNet2DConditionModel:
@@ -62,6 +64,12 @@ class Base:
     def using(self, *names: str) -> Generator[None]:
         """Within, these parts of the pipeline are on the device."""
         with visiting([self.pipe.components[name] for name in names], self.device):
+            yield
+
+    @contextmanager
+    def speaking(self, words: Words) -> Generator[None]:
+        """Within, these words of a prompt mean their embeddings (trainers.words)."""
+        with speaking(self.pipe, self.vocabulary, words):
             yield
 
     @property
@@ -103,7 +111,8 @@ class Base:
 
     def tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Token ids "b l" for the first and the second encoder, on the device."""
-        first, second = tokenize(self.pipe.tokenizer, texts), tokenize(self.pipe.tokenizer_2, texts)
+        first = tokenize(self.pipe.tokenizer, self.vocabulary.spell("text_encoder", texts))
+        second = tokenize(self.pipe.tokenizer_2, self.vocabulary.spell("text_encoder_2", texts))
         return first.to(self.device), second.to(self.device)
 
     @torch.no_grad()
@@ -181,6 +190,16 @@ def decode(base: Base, latents: Float[Tensor, "b c h w"]) -> list[Image.Image]:
     return cast("list[Image.Image]", base.pipe.image_processor.postprocess(torch.cat(parts), output_type="pil"))
 
 
+def _pipeline(base: Base, scheduler: str) -> StableDiffusionXLPipeline:
+    pipe = StableDiffusionXLPipeline(
+        **{**base.pipe.components, "scheduler": make_scheduler(base, scheduler)},
+        force_zeros_for_empty_prompt=base.pipe.config["force_zeros_for_empty_prompt"],
+        add_watermarker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 _CONDITIONS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 
 
@@ -188,18 +207,32 @@ def _conditions(
     base: Base, pipe: StableDiffusionXLPipeline, prompts: list[str], negative: str, guidance: float
 ) -> dict[str, Tensor | None]:
     """What the UNet is told, a row a prompt, before the text encoders leave the device."""
+    first, second = (
+        {"prompt": base.vocabulary.spell(encoder, prompts), "negative": base.vocabulary.spell(encoder, [negative])}
+        for encoder in ("text_encoder", "text_encoder_2")
+    )
     with base.using("text_encoder", "text_encoder_2"):
         found = cast(Any, pipe).encode_prompt(  # its annotations know of one prompt only
-            prompts,
+            first["prompt"],
+            second["prompt"],
             device=base.device,
             do_classifier_free_guidance=guidance > 1,
-            negative_prompt=[negative] * len(prompts) if negative else None,
+            negative_prompt=first["negative"] * len(prompts) if negative else None,
+            negative_prompt_2=second["negative"] * len(prompts) if negative else None,
         )
     return dict(zip(_CONDITIONS, found, strict=True))
 
 
 def _part(conditions: dict[str, Tensor | None], rows: slice) -> dict[str, Any]:
     return {name: None if value is None else value[rows] for name, value in conditions.items()}
+
+
+class Routing(Protocol):
+    """Where adapters act in each batch of pictures, found while it is drawn (trainers.auto_regions)."""
+
+    def batch(self, rows: slice) -> AbstractContextManager[Callable[..., dict[str, Any]]]:
+        """Within, these pictures are drawn; yields a diffusers pipeline's callback_on_step_end."""
+        ...
 
 
 @torch.no_grad()
@@ -215,10 +248,12 @@ def generate(
     guidance: float = 5.0,
     scheduler: str = "euler",
     batch_size: int = 4,
+    routing: Routing | None = None,
 ) -> Iterator[Image.Image]:
     """One picture a prompt, each from its own seed, in batches, with whatever adapters are attached.
 
     Width and height are pixels (left out: the base's native side). An empty negative prompt means SDXL's zeros.
+    A routing changes what the UNet does while it draws, and records it itself.
     """
     width, height = width or base.native_resolution, height or base.native_resolution
     if width % base.size_step or height % base.size_step:
@@ -227,28 +262,22 @@ def generate(
         )
     if not prompts:
         return
-    pipe = StableDiffusionXLPipeline(
-        **{**base.pipe.components, "scheduler": make_scheduler(base, scheduler)},
-        force_zeros_for_empty_prompt=base.pipe.config["force_zeros_for_empty_prompt"],
-        add_watermarker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
+    pipe = _pipeline(base, scheduler)
     conditions = _conditions(base, pipe, list(prompts), negative, guidance)
-    with recorded(base.unet):
+    with recorded(base.unet) if routing is None else nullcontext():
         for start in range(0, len(prompts), batch_size):
-            numbers = seeds[start : start + batch_size]
-            (latents,) = cast(
-                "tuple[Tensor]",
-                pipe(
-                    **_part(conditions, slice(start, start + batch_size)),
-                    latents=torch.cat([_latents(base, number, width, height) for number in numbers]),
-                    generator=[torch.Generator(base.device).manual_seed(number) for number in numbers],
+            rows = slice(start, start + batch_size)
+            with nullcontext() if routing is None else routing.batch(rows) as after_step:
+                latents = pipe(
+                    **_part(conditions, rows),
+                    latents=torch.cat([_latents(base, number, width, height) for number in seeds[rows]]),
+                    generator=[torch.Generator(base.device).manual_seed(number) for number in seeds[rows]],
                     width=width,
                     height=height,
                     num_inference_steps=inference_steps,
                     guidance_scale=guidance,
                     output_type="latent",
                     return_dict=False,
-                ),
-            )
-            yield from decode(base, latents)
+                    callback_on_step_end=cast(Any, after_step),  # its annotation has fewer arguments than it gives
+                )[0]
+            yield from decode(base, cast(Tensor, latents))

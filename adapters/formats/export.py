@@ -1,8 +1,7 @@
-"""Writing an adapter as other programs read it: the contract of a format, and how a file is made of one."""
+"""Writing an adapter as other programs read it: the contract of a format (one a file in adapters/formats/writers)."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -10,87 +9,80 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from safetensors.torch import save, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from adapters.adapter_set import AdapterSet
-from adapters.atomic import atomic_path
-from adapters.base import Adapter
-from adapters.errors import UnknownNameError, UserInputError
+from adapters.errors import UnknownNameError
+from adapters.extras import Extras
 from adapters.files import AdapterCard
-from adapters.fusion.deltas import LayerDelta, delta_of
-from adapters.layer import master
 from adapters.plugins import import_modules
-from adapters.safe import refuse_nonfinite
-from adapters.sites import Site
 
 FORMATS: dict[str, type[Format]] = {}
+PROGRAMS = ("A1111", "Forge", "ComfyUI", "SwarmUI", "InvokeAI", "kohya_ss", "diffusers")
+_SDXL_SIDE = 1024
+"""Pixels, where a card says nothing."""
 
 
 @dataclass(frozen=True)
-class Written:
-    """A file's tensors, and what they leave out."""
+class Source:
+    """What is to be written; the set need not be attached."""
 
-    tensors: dict[str, Tensor]
-    rank: int
-    error: float
-    """The largest relative error of a layer: 0 where every change has the format's form."""
+    adapters: AdapterSet
+    components: Mapping[str, nn.Module]
+    """The base's models by their names in the pipeline; a format of whole models wants "vae", too."""
+    card: AdapterCard
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What became of an adapter: its error, layers written, and those that the format has no name for."""
+    """What became of an adapter."""
 
     error: float
+    """The largest relative error of a layer: 0 where every change has the format's form."""
     layers: int
     left_out: tuple[str, ...]
+    """Layers, biases, norms and words that the format has no name for."""
 
 
 class Format(ABC):
-    """`class Kohya(Format, name="kohya")` registers it."""
+    """`class Kohya(Format, name="kohya")` registers it; without a name it is a base of several."""
 
-    read_by: ClassVar[Mapping[str, str]]
-    """Program → "yes", or what to know."""
+    whole_model: ClassVar[bool] = False
+    """Whether the base's weights go into the file, too: they are then best loaded as they will be stored."""
 
-    def __init_subclass__(cls, name: str) -> None:
+    def __init_subclass__(cls, name: str | None = None) -> None:
         super().__init_subclass__()
-        if FORMATS.setdefault(name, cls) is not cls:
+        if name is not None and FORMATS.setdefault(name, cls) is not cls:
             raise TypeError(f"two formats are called {name!r}")
 
     @abstractmethod
-    def names(self, component: str, model: nn.Module) -> dict[str, str]:
-        """Layer's path → its stem."""
+    def read_by(self, extras: Extras) -> dict[str, str]:
+        """Program (of PROGRAMS) → "yes", or what to know, of a file that holds these extras."""
 
     @abstractmethod
-    def write(self, layers: Mapping[str, Adapter], rank: int) -> Written:
-        """The tensors of every layer by its stem; `rank` tells changes that lack the format's form."""
-
-    def metadata(self, card: AdapterCard, rank: int) -> dict[str, str]:
-        """The header's texts (modelspec 1.0.1)."""
-        found = {
-            "modelspec.sai_model_spec": "1.0.1",
-            "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
-            "modelspec.title": card.trigger or "adapter",
-            "modelspec.date": card.created,
-            "modelspec.trigger_phrase": card.trigger,
-            "modelspec.prediction_type": "v" if card.prediction_type == "v_prediction" else "epsilon",
-            "modelspec.thumbnail": card.thumbnail,
-        }
-        if card.resolution:
-            found["modelspec.resolution"] = f"{card.resolution}x{card.resolution}"
-        return {name: text for name, text in found.items() if text}
+    def save(self, path: str | os.PathLike[str], source: Source, rank: int, dtype: torch.dtype) -> Exported:
+        """Writes the file at once or not at all; `rank` tells changes that lack the format's form."""
 
 
-def pairs_of(layers: Mapping[str, Adapter], rank: int) -> dict[str, LayerDelta]:
-    """Every layer's change as a pair of factors."""
-    return {stem: delta_of(adapter, master(adapter.site.weight), rank) for stem, adapter in layers.items()}
+def modelspec(card: AdapterCard, architecture: str) -> dict[str, str]:
+    """The header's texts by Stability's ModelSpec 1.0.1, but for the hash."""
+    side = card.resolution or _SDXL_SIDE
+    found = {
+        "sai_model_spec": "1.0.1",
+        "architecture": architecture,
+        "implementation": "https://github.com/Stability-AI/generative-models",
+        "title": card.trigger or "adapter",
+        "date": card.created,
+        "trigger_phrase": card.trigger,
+        "resolution": f"{side}x{side}",
+        "prediction_type": "v" if card.prediction_type == "v_prediction" else "epsilon",
+        "thumbnail": card.thumbnail,
+    }
+    return {f"modelspec.{name}": text for name, text in found.items() if text}
 
 
-def shaped(site: Site, delta: LayerDelta) -> tuple[Tensor, Tensor]:
-    """(up, down) as layers of their own have their weights: 4-D for a convolution."""
-    if site.kind == "linear":
-        return delta.up, delta.down
-    return delta.up[:, :, None, None], delta.down.unflatten(1, tuple(site.shape[1:]))
+HASH_KEY = "modelspec.hash_sha256"
+"""sha256 over all bytes after the header, with 0x before it."""
 
 
 def find_format(name: str) -> Format:
@@ -106,7 +98,7 @@ def find_format(name: str) -> Format:
 @torch.no_grad()
 def export(
     path: str | os.PathLike[str],
-    adapter_set: AdapterSet,
+    adapters: AdapterSet,
     components: Mapping[str, nn.Module],
     card: AdapterCard,
     form: Format,
@@ -122,22 +114,4 @@ def export(
     Raises:
         UserInputError: a layer has groups, which these formats do not know, or none has a name in the format.
     """
-    stems = {
-        f"{component}.{layer}": stem
-        for component in adapter_set.targets
-        for layer, stem in form.names(component, components[component]).items()
-    }
-    layers = {stems[name]: adapter for name, adapter in adapter_set.adapters.items() if name in stems}
-    left_out = tuple(name for name in adapter_set.adapters if name not in stems)
-    for adapter in layers.values():
-        if adapter.site.groups > 1:
-            raise UserInputError(f"{adapter.site.name} has groups, which such files do not know.", "Leave it out.")
-    if not layers:
-        raise UserInputError("The format has a name for none of this adapter's layers.", "Choose another --format.")
-    written = form.write(layers, rank)
-    tensors = {name: tensor.to(dtype).cpu().contiguous() for name, tensor in written.tensors.items()}
-    refuse_nonfinite(tensors, "This adapter")
-    digest = hashlib.sha256(save(tensors)).hexdigest()
-    with atomic_path(path) as part:
-        save_file(tensors, part, form.metadata(card, written.rank) | {"modelspec.hash_sha256": f"0x{digest}"})
-    return Exported(written.error, len(layers), left_out)
+    return form.save(path, Source(adapters, components, card), rank, dtype)

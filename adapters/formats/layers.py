@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from adapters.errors import FileFormatError, MismatchError
+from adapters.formats.rotated import Rotation, change_of
 from adapters.fusion.deltas import compress
 from adapters.sites import Site
 
@@ -32,16 +33,40 @@ SUFFIXES = {
     **{f".lokr_{name}": name for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
     **{f".hada_{name}": f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
     ".diff": "diff",
+    ".diff_b": "diff_b",
+    ".w_norm": "w_norm",
+    ".b_norm": "b_norm",
+    ".oft_blocks": "oft_blocks",
+    ".oft_diag": "oft_diag",
+    ".rescale": "rescale",
+    ".oft_R.weight": "oft_R",
+    ".oft_R.default.weight": "oft_R",
+    ".oft_R.scaled_oft": "scaled_oft",
+    ".boft_R": "boft_R",
+    ".boft_s": "boft_s",
 }
 """How tensors' names end, and what they are: one list for all programs."""
+
+
+_KINDS = {
+    "down": "LoRA",
+    "hada_w1_a": "LoHa",
+    "w1": "LoKr",
+    "w1_a": "LoKr",
+    "diff": "whole difference",
+    **dict.fromkeys(("oft_blocks", "oft_diag", "oft_R"), "OFT"),
+    "boft_R": "BOFT",
+    "w_norm": "norm",
+    "b_norm": "norm",
+    "diff_b": "bias",
+}
 
 
 def kind_of(parts: Set[str]) -> str:
     """What people call a layer with these tensors."""
     if "dora_scale" in parts:
         return "DoRA"
-    kinds = {"down": "LoRA", "hada_w1_a": "LoHa", "w1": "LoKr", "w1_a": "LoKr", "diff": "whole difference"}
-    return next((kind for part, kind in kinds.items() if part in parts), "unknown")
+    return next((kind for part, kind in _KINDS.items() if part in parts), "unknown")
 
 
 @dataclass(frozen=True)
@@ -53,47 +78,67 @@ class Told:
     magnitude: Tensor | None = None
     error: float = 0.0
 
+    def tensors(self) -> dict[str, Tensor]:
+        """As our LoRA's, or DoRA's, file has them."""
+        if self.magnitude is None:
+            return {"up": self.up, "down": self.down}
+        return {"inner.up": self.up, "inner.down": self.down, "magnitude": self.magnitude}
 
-def layer_of(site: Site, weight: Tensor, parts: Mapping[str, Tensor], rank: int, keep_magnitude: bool) -> Told:
+
+def layer_of(
+    site: Site,
+    weight: Tensor,
+    found: Mapping[str, Tensor],
+    rotation: Rotation | None,
+    rank: int,
+    keep_magnitude: bool,
+) -> Told:
     """The factors of one layer.
 
     Args:
         weight: W in fp32 or fp64.
-        parts: by the names of SUFFIXES.
+        found: its tensors by the names of SUFFIXES, in W's dtype.
+        rotation: what they are, where they are one.
         rank: for changes without factors.
         keep_magnitude: tell DoRA of the output by its magnitude; else by W' − W.
+
+    Raises:
+        MismatchError: they are of another layer's size.
+        FileFormatError: they make no adapter.
     """
-    found = {name: tensor.to(weight) for name, tensor in parts.items()}
-    told = _without_magnitude(site, found, rank)
+    change = _change(site, found) if rotation is None else change_of(site, weight, rotation)
     scale = found.get("dora_scale")
     if scale is None:
-        return told
-    moved = site.matricise(weight) + site.product(told.up, told.down)
+        return change if isinstance(change, Told) else _cut(site, change, rank)
+    if keep_magnitude and isinstance(change, Told):
+        return replace(change, magnitude=scale.flatten())
+    before = site.matricise(weight)
+    moved = before + (site.product(change.up, change.down) if isinstance(change, Told) else change)
     if per_input(site, scale):
-        whole = moved * _input_gain(site, weight, moved, scale)
-    elif keep_magnitude:
-        return replace(told, magnitude=scale.flatten())
+        gain = _input_gain(site, weight, moved, scale)
     else:
-        whole = moved * (scale.flatten() / moved.norm(dim=1).clamp_min(torch.finfo(moved.dtype).tiny))[:, None]
-    cut = compress(site, whole - site.matricise(weight), rank)
+        gain = (scale.flatten() / moved.norm(dim=1).clamp_min(torch.finfo(moved.dtype).tiny))[:, None]
+    return _cut(site, moved * gain - before, rank)
+
+
+def _cut(site: Site, matrix: Tensor, rank: int) -> Told:
+    cut = compress(site, matrix, rank)
     return Told(cut.up, cut.down, error=cut.error)
 
 
-def _without_magnitude(site: Site, found: Mapping[str, Tensor], rank: int) -> Told:
+def _change(site: Site, found: Mapping[str, Tensor]) -> Told | Tensor:
+    """Factors where the kind has them, else W' − W as d×κ; without DoRA's magnitude."""
     if "up" in found and "down" in found:
         return _low_rank(site, found)
     if "hada_w1_a" in found:
         return _hadamard(site, found)
     if "diff" in found:
-        dense = _checked(site, found["diff"])
-    elif "w1" in found or "w1_a" in found:
-        dense = _checked(site, _kronecker(site, found))
-    else:
-        raise FileFormatError(
-            f"The file's tensors for {site.name} make no adapter: {', '.join(sorted(found))}.", "Get the file again."
-        )
-    cut = compress(site, site.matricise(dense), rank)
-    return Told(cut.up, cut.down, error=cut.error)
+        return site.matricise(_checked(site, found["diff"]))
+    if "w1" in found or "w1_a" in found:
+        return site.matricise(_checked(site, _kronecker(site, found)))
+    raise FileFormatError(
+        f"The file's tensors for {site.name} make no adapter: {', '.join(sorted(found))}.", "Get the file again."
+    )
 
 
 def _low_rank(site: Site, found: Mapping[str, Tensor]) -> Told:
@@ -118,9 +163,12 @@ def _hadamard(site: Site, found: Mapping[str, Tensor]) -> Told:
     (up1, down1), (up2, down2) = pairs
     if up1.shape[0] != site.rows or down1.shape[1] != site.columns:
         raise _misfit(site, f"{up1.shape[0]}×{down1.shape[1]}")
+    scale, most = _scale(found, up1.shape[1]), min(site.rows, site.columns)
+    if up1.shape[1] * up2.shape[1] > most:  # a chain of that rank would be larger than the layer
+        return _cut(site, scale * (up1 @ down1) * (up2 @ down2), most * site.groups)
     up = (up1[:, :, None] * up2[:, None, :]).flatten(1)
     down = (down1[:, None] * down2[None]).flatten(0, 1)
-    return Told(_scale(found, up1.shape[1]) * up, down.repeat(site.groups, 1))
+    return Told(scale * up, down.repeat(site.groups, 1))
 
 
 def _kronecker(site: Site, found: Mapping[str, Tensor]) -> Tensor:
@@ -143,6 +191,8 @@ def _kronecker(site: Site, found: Mapping[str, Tensor]) -> Tensor:
     if two.ndim == 2 and kernel > 1:
         two = two.unflatten(1, (-1, *site.shape[2:]))
         one = one[:, :, None, None] if one.ndim == 2 else one
+    if one.numel() * two.numel() != site.shape.numel():  # before it takes memory
+        raise _misfit(site, f"{'×'.join(map(str, one.shape))} times {'×'.join(map(str, two.shape))}")
     return (_scale(found, ranks[0]) if ranks else 1.0) * torch.kron(one.contiguous(), two.contiguous())
 
 

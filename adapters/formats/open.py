@@ -9,7 +9,8 @@ from torch import nn
 
 from adapters.adapter_set import AdapterSet
 from adapters.files import AdapterFile, attach_file, load_adapter
-from adapters.formats.foreign import ForeignFile, convert, is_foreign, read_foreign
+from adapters.formats.convert import convert
+from adapters.formats.foreign import ForeignFile, is_foreign, read_foreign
 
 AnyFile = AdapterFile | ForeignFile
 NOTABLE = 0.01
@@ -39,7 +40,7 @@ def attach_any(
     adapters = attach_file(components, converted.file, known_hash, part)
     notes: list[str] = []
     if converted.left_out:
-        notes.append(f"{len(converted.left_out)} layers are none of this base's (such as {converted.left_out[0]})")
+        notes.append(f"{len(converted.left_out)} parts have no place in this base (such as {converted.left_out[0]})")
     if converted.error > NOTABLE:
         notes.append(f"a rank of {rank} leaves out up to {converted.error:.0%} of a layer's change")
     if notes:

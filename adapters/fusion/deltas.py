@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from adapters.base import Adapter
+from adapters.methods.boft import Boft
+from adapters.methods.oft import Oft
+from adapters.rotations import block_turns
 from adapters.sites import Site
 from adapters.svd import Decomposer
 
@@ -26,6 +29,16 @@ class Columns:
 
 
 @dataclass(frozen=True)
+class Rotation:
+    """What OFT and BOFT do to a layer: diag(1 + g)·W after its input channels were turned."""
+
+    turns: Tensor
+    """R − I of each level and block, [m, c/n, n, n] (adapters.rotations)."""
+    gain: Tensor
+    """g, [d]; 0 for OFT."""
+
+
+@dataclass(frozen=True)
 class LayerDelta:
     """ΔW = up · down, group by group, in fp32 (fp64 for an fp64 base)."""
 
@@ -36,13 +49,15 @@ class LayerDelta:
     error: float = 0.0
     """‖ΔW − up·down‖/‖ΔW‖: what the factors leave out of a change that has no such form."""
     columns: Columns | None = None
+    rotation: Rotation | None = None
+    """Of OFT and BOFT at weight 1: a rotation weakened in weight space is none."""
 
     @property
     def rank(self) -> int:
         return len(self.down)
 
     def times(self, weight: float) -> LayerDelta:
-        return replace(self, up=weight * self.up)
+        return replace(self, up=weight * self.up, rotation=self.rotation if weight == 1 else None)
 
 
 @torch.no_grad()
@@ -54,11 +69,19 @@ def delta_of(adapter: Adapter, weight: Tensor, rank: int) -> LayerDelta:
     """
     factors = adapter.factors()
     if factors is None:
-        return compress(adapter.site, adapter.site.matricise(adapter.delta_weight(weight)), rank)
+        told = compress(adapter.site, adapter.site.matricise(adapter.delta_weight(weight)), rank)
+        return replace(told, rotation=_rotation_of(adapter, weight))
     names = ("columns", "left", "right")
     found = [getattr(adapter, name, None) for name in names]
     columns = None if any(value is None for value in found) else Columns(*found)  # pyright: ignore[reportArgumentType]
     return LayerDelta(factors[0].detach().to(weight), factors[1].detach().to(weight), columns=columns)
+
+
+def _rotation_of(adapter: Adapter, weight: Tensor) -> Rotation | None:
+    if not isinstance(adapter, Oft | Boft):
+        return None
+    gain = adapter.gain.detach().to(weight) if isinstance(adapter, Boft) else weight.new_zeros(adapter.site.rows)
+    return Rotation(block_turns(adapter.angles.detach().to(weight), adapter.size), gain)
 
 
 def compress(site: Site, matrix: Tensor, rank: int) -> LayerDelta:
@@ -129,10 +152,10 @@ def without_rows(site: Site, delta: LayerDelta, directions: Tensor, part: float 
     """ΔW (I − part·VᵀV): what `directions` V [g, n, κ], orthonormal, see of x is taken from it."""
     down = site.split_groups(delta.down)
     kept = down - part * (down @ directions.mT) @ directions
-    return replace(delta, down=kept.flatten(0, 1), columns=None)
+    return LayerDelta(delta.up, kept.flatten(0, 1), delta.error)
 
 
 def without_columns(site: Site, delta: LayerDelta, left: Tensor) -> LayerDelta:
     """(I − U Uᵀ) ΔW for orthonormal U [g, d/g, n]."""
     up = site.split_groups(delta.up)
-    return replace(delta, up=(up - left @ (left.mT @ up)).flatten(0, 1), columns=None)
+    return LayerDelta((up - left @ (left.mT @ up)).flatten(0, 1), delta.down, delta.error)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from adapters.adapter_set import AdapterSet, ranks_told
+from adapters.adapter_set import AdapterSet, knobs_told
 from adapters.errors import UserInputError
+from adapters.extras import summed
 from adapters.fusion.deltas import LayerDelta, concatenated, delta_of
 from adapters.fusion.grams import Watched
 from adapters.fusion.way import FusionLayer, FusionOptions, LayerGrams, Way
@@ -93,11 +94,12 @@ def fused_deltas(
 
 
 def _to(delta: LayerDelta, weight: Tensor) -> LayerDelta:
-    return LayerDelta(delta.up.to(weight), delta.down.to(weight), delta.error, delta.columns)
+    return replace(delta, up=delta.up.to(weight), down=delta.down.to(weight))
 
 
 def _grams_to(grams: LayerGrams, weight: Tensor) -> LayerGrams:
-    return LayerGrams([gram.to(weight) for gram in grams.own], grams.neutral.to(weight))
+    inputs = [rows.to(weight) for rows in grams.inputs]
+    return LayerGrams([gram.to(weight) for gram in grams.own], grams.neutral.to(weight), inputs)
 
 
 def as_adapter(components: Mapping[str, nn.Module], changes: Changes, deltas: Mapping[str, LayerDelta]) -> AdapterSet:
@@ -107,7 +109,9 @@ def as_adapter(components: Mapping[str, nn.Module], changes: Changes, deltas: Ma
         for component, target in concept.adapters.targets.items():
             targets.setdefault(component, []).append(target)
     joined = {component: ", ".join(dict.fromkeys(words)) for component, words in targets.items()}
-    return lora_of(components, joined, deltas)
+    made = lora_of(components, joined, deltas)
+    made.extras = summed([(concept.adapters.extras, concept.weight) for concept in changes.concepts])
+    return made
 
 
 @torch.no_grad()
@@ -115,8 +119,8 @@ def lora_of(
     components: Mapping[str, nn.Module], targets: Mapping[str, str], deltas: Mapping[str, LayerDelta]
 ) -> AdapterSet:
     """Changes as a LoRA of strength 1, not attached; `targets` names the layers of `deltas`, each with its own rank."""
-    rank, overrides = ranks_told({name: delta.rank for name, delta in deltas.items()})
-    spec = make_spec("lora", rank=rank)
+    knobs, overrides = knobs_told({name: (("rank", delta.rank),) for name, delta in deltas.items()})
+    spec = make_spec("lora", **knobs)
     made = build(components, spec, targets, seed=0, overrides=overrides, decomposer=Unread())
     for name, adapter in made.adapters.items():
         adapter.get_parameter("up").copy_(deltas[name].up)

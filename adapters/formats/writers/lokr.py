@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adapters.base import Adapter
-from adapters.formats.export import Written, pairs_of
+from adapters.formats.layer_format import Written, pairs_of
 from adapters.formats.writers.kohya import Kohya, pair_tensors
 from adapters.kronecker import Kronecker
 
@@ -17,13 +17,7 @@ from adapters.kronecker import Kronecker
 class LoKr(Kohya, name="lokr"):
     """kohya's names with w1 and w2 for layers of LoKr and KronA; other layers, and sums of products, as plain pairs."""
 
-    read_by: ClassVar[Mapping[str, str]] = {
-        "A1111, Forge": "yes",
-        "ComfyUI": "yes",
-        "InvokeAI": "yes",
-        "kohya_ss": "yes, with LyCORIS",
-        "diffusers": "no: it refuses LoKr",
-    }
+    readers: ClassVar[Mapping[str, str]] = {"kohya_ss": "yes, with LyCORIS", "diffusers": "no: it refuses LoKr"}
     module: ClassVar[str] = "lycoris.kohya"
     arguments: ClassVar[Mapping[str, str]] = {"algo": "lokr"}
 

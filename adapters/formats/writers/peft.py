@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.base import Adapter
-from adapters.formats.export import Format, Written, pairs_of, shaped
+from adapters.extras import Extras
+from adapters.formats.export import PROGRAMS
+from adapters.formats.layer_format import LayerFormat, Written, pairs_of, shaped
 from adapters.formats.names import diffusers_names
 from adapters.fusion.deltas import LayerDelta
 
 
-class Diffusers(Format, name="diffusers"):
+class Diffusers(LayerFormat, name="diffusers"):
     """PEFT's names. Layers share one rank, the smaller filled up with zeros: readers take one alpha for all."""
 
-    read_by: ClassVar[Mapping[str, str]] = {
-        "diffusers": "yes",
-        "ComfyUI": "no: it loads nothing of it",
-        "A1111, Forge": "no",
-        "InvokeAI": "no",
-        "kohya_ss": "no",
-    }
+    def read_by(self, extras: Extras) -> dict[str, str]:
+        nothing = dict.fromkeys(("ComfyUI", "SwarmUI"), "no: it loads nothing of it")
+        return dict.fromkeys(PROGRAMS, "no") | nothing | {"diffusers": "yes"}
 
     def names(self, component: str, model: nn.Module) -> dict[str, str]:
         return diffusers_names(component, model)

@@ -16,6 +16,7 @@ class Dare(Way, name="dare"):
     title: ClassVar[str] = "DARE"
     paper: ClassVar[str] = "arXiv 2311.03099"
     meaning: ClassVar[str] = "entries dropped at random, the rest scaled up, then added"
+    samples_inputs: ClassVar[bool] = True
 
     def fuse(self, layer: FusionLayer) -> LayerDelta:
         site, density, draws = layer.site, layer.options.density, layer.generator()

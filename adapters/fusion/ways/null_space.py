@@ -13,8 +13,8 @@ from adapters.fusion.way import FusionLayer, Way
 class NullSpace(Way, name="null-space"):
     """ΔW_1 + ΔW_2 (I − V_1ᵀV_1) + …: V_1 are ΔW_1's principal right singular vectors.
 
-    The first adapter is protected from the second, both from the third. Hard takes all of what they look at away,
-    soft (`softness` μ) the part μ/(1 + μ).
+    The first adapter is protected from the second, both from the third; the paper protects the style from the subject.
+    Hard takes all of what they look at away, soft (`softness` μ) the part μ/(1 + μ): from the sum at 0 to hard at ∞.
     """
 
     title: ClassVar[str] = "Null space"
@@ -23,7 +23,7 @@ class NullSpace(Way, name="null-space"):
 
     def fuse(self, layer: FusionLayer) -> LayerDelta:
         site, options = layer.site, layer.options
-        part = 1.0 if options.softness == 0 else options.softness / (1 + options.softness)
+        part = 1.0 if options.softness is None else options.softness / (1 + options.softness)
         kept: list[LayerDelta] = []
         taken = row_directions(site, layer.deltas[0], options.energy)
         for number, delta in enumerate(layer.deltas):

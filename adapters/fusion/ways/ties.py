@@ -14,12 +14,14 @@ class Ties(Way, name="ties"):
     """Entry by entry on the dense changes of one layer at a time; the result is factored again.
 
     Each ΔW_i keeps its `density` largest entries; the sign of their sum is elected; entries of that sign are averaged
-    over those that have one, times the number of concepts: disjoint changes then add up, as in the sum.
+    over those that have one, times λ (`scaling`). At λ = 1, the paper's where nothing is validated, changes of other
+    entries add up and alike ones stay one.
     """
 
     title: ClassVar[str] = "TIES"
     paper: ClassVar[str] = "arXiv 2306.01708"
     meaning: ClassVar[str] = "small entries dropped, the sign that wins kept, the rest averaged"
+    samples_inputs: ClassVar[bool] = True
 
     def fuse(self, layer: FusionLayer) -> LayerDelta:
         site = layer.site
@@ -28,12 +30,5 @@ class Ties(Way, name="ties"):
         limits = dense.abs().flatten(1).kthvalue(dense[0].numel() - keep + 1).values
         trimmed = torch.where(dense.abs() >= limits[:, None, None], dense, 0)
         agreeing = torch.where(trimmed.sign() == trimmed.sum(0).sign(), trimmed, 0)
-        merged = agreeing.sum(0) / agreeing.ne(0).sum(0).clamp_min(1) * _voices(dense)
-        return compress(site, merged, layer.rank)
-
-
-def _voices(dense: torch.Tensor) -> float:
-    """What the average is multiplied by (λ of the paper): 1 for one concept alone, as many for alike ones."""
-    norms = dense.flatten(1).norm(dim=1)
-    together = dense.sum(0).norm()
-    return float((together / norms.mean()).clamp(min=1.0)) if float(norms.mean()) > 0 else 1.0
+        merged = agreeing.sum(0) / agreeing.ne(0).sum(0).clamp_min(1)
+        return compress(site, layer.options.scaling * merged, layer.rank)

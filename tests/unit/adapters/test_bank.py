@@ -12,6 +12,8 @@ from adapters.inject import attach
 from adapters.registry import REGISTRY, make_spec
 from tests.tolerances import FP64, FP64_GRADIENT, relative_error, same_bits
 
+STEPS = 20
+
 
 class Net(nn.Module):
     """Two layers alike of each kind, and one that is like no other."""
@@ -31,7 +33,7 @@ def build(method: str, **knobs: object) -> tuple[Net, AdapterSet]:
     net = Net().double().requires_grad_(False)
     if method == "boft":
         knobs = {"block_size": 4, "factors": 2, **knobs}
-    adapter = attach({"unet": net}, make_spec(method=method, **knobs), {"unet": "a, b, c, d, e"})
+    adapter = attach({"unet": net}, make_spec(method=method, **knobs), {"unet": "a, b, c, d, e"}, steps=STEPS)
     draws = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in adapter.parameters():
@@ -78,6 +80,33 @@ def _offered(method: str) -> set[str]:
 
     kind = REGISTRY[method]
     return {"row_norm2"} if kind.row_norm2 is not Adapter.row_norm2 else set()
+
+
+@pytest.mark.parametrize("magnitude", [False, True], ids=["plain", "magnitude"])
+@pytest.mark.parametrize(("method", "at"), [("adalora", 1), ("adalora", STEPS), ("sora", 1)])
+def test_what_a_method_does_after_a_step_it_does_for_all_layers_at_once(method: str, at: int, magnitude: bool):
+    found: list[dict[str, Tensor]] = []
+    for at_once in (False, True):
+        net, adapter = build(method, magnitude=magnitude)
+        bank = stacked(adapter)
+        for name, tensor in adapter.state_dict().items():
+            if name.endswith("kept"):
+                tensor[::2] = False
+        with bank.staged():
+            step(net, adapter)
+        before = {name: tensor.clone() for name, tensor in adapter.state_dict().items()}
+        (bank if at_once else adapter).settle(adapter.phase(at))
+        found.append({name: t.clone() for name, t in adapter.state_dict().items() if not same_bits(t, before[name])})
+    assert list(found[0]) == list(found[1]) != []
+    assert all(relative_error(found[1][name], value) < FP64_GRADIENT for name, value in found[0].items())
+
+
+def test_the_penalty_of_stacks_is_the_layers():
+    net, adapter = build("adalora")
+    bank = stacked(adapter)
+    with bank.staged():
+        step(net, adapter)
+        assert relative_error(bank.regulariser(), adapter.regulariser()) < FP64
 
 
 def test_layers_that_are_alike_share_a_stack_and_others_do_not():

@@ -252,3 +252,12 @@ def test_a_group_that_a_text_encoder_lacks_is_refused(sdxl: dict[str, nn.Module]
 def test_an_empty_target_is_refused(small: UNet2DConditionModel, target: str):
     with pytest.raises(UserInputError, match="No layers were chosen"):
         select_sites(small, "unet", target)
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if name != "grouped"])
+def test_patches_times_the_matrix_are_the_layers_output(name: str):
+    site, x = site_and_input(name)
+    patches = site.patches(x).flatten(-3) if site.kind == "conv" else site.patches(x)
+    expected = site.apply_weight(x)
+    found = patches @ site.matricise(site.weight).mT
+    assert relative_error(found.movedim(-1, -3) if site.kind == "conv" else found, expected) < FP64

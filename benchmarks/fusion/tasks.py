@@ -1,0 +1,213 @@
+"""All trainings and pictures as small tasks in an order that gives a whole first seed early, done by processes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapters.atomic import atomic_path
+from benchmarks.fusion import draw, train
+from benchmarks.fusion.subjects import Group
+from benchmarks.fusion.variants import Variant
+from trainers.result import ADAPTER_NAME
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is wanted; smaller for a trial."""
+
+    work: Path
+    groups: tuple[Group, ...]
+    variants: tuple[Variant, ...]
+    seeds: tuple[int, ...]
+    count: int
+    """Pictures of a cell."""
+    tries: int = 64
+    """Noises from which those of three members are chosen."""
+    steps: int | None = None
+    """Of training, where not the kind's own."""
+
+
+@dataclass(frozen=True)
+class Train:
+    training: train.Training
+
+    def done(self, plan: Plan, rows: Sequence[Row]) -> bool:
+        return (self.training.folder(plan.work) / ADAPTER_NAME).exists()
+
+    def run(self, plan: Plan) -> list[Row]:
+        seconds = train.run(self.training, plan.work, plan.steps)
+        training = self.training
+        about = {"name": training.name, "kind": training.kind, "seed": training.seed}
+        return [{"what": "training", **about, "seconds": round(seconds, 2)}]
+
+
+@dataclass(frozen=True)
+class Noises:
+    """Only groups of three need them chosen."""
+
+    group: Group
+
+    def done(self, plan: Plan, rows: Sequence[Row]) -> bool:
+        return bool(draw.noises(self.group, plan.work))
+
+    def run(self, plan: Plan) -> list[Row]:
+        draw.choose_noises(self.group, plan.work, plan.count, plan.tries)
+        return []
+
+
+@dataclass(frozen=True)
+class Base:
+    group: Group
+
+    def done(self, plan: Plan, rows: Sequence[Row]) -> bool:
+        return any(row["what"] == "base" and row["group"] == self.group.name for row in rows)
+
+    def run(self, plan: Plan) -> list[Row]:
+        return [draw.draw_base(self.group, plan.work, plan.count)]
+
+
+@dataclass(frozen=True)
+class Alone:
+    group: Group
+    member: int
+    kind: str
+    seed: int
+
+    def done(self, plan: Plan, rows: Sequence[Row]) -> bool:
+        own = {"what": "alone", "group": self.group.name, "member": self.member, "kind": self.kind, "seed": self.seed}
+        return any(own.items() <= row.items() for row in rows)
+
+    def run(self, plan: Plan) -> list[Row]:
+        return [draw.draw_alone(self.group, self.member, self.kind, self.seed, plan.work, plan.count)]
+
+
+@dataclass(frozen=True)
+class Joint:
+    """All variants that join the same adapters."""
+
+    group: Group
+    variants: tuple[Variant, ...]
+    seed: int
+
+    def done(self, plan: Plan, rows: Sequence[Row]) -> bool:
+        return not self.missing(rows)
+
+    def missing(self, rows: Sequence[Row]) -> tuple[Variant, ...]:
+        known = {row["variant"] for row in rows if self._mine(row)}
+        return tuple(variant for variant in self.variants if variant.name not in known)
+
+    def _mine(self, row: Row) -> bool:
+        return row["what"] == "joint" and row["group"] == self.group.name and row["seed"] == self.seed
+
+    def run(self, plan: Plan) -> list[Row]:
+        return draw.draw_joint(self.group, self.variants, self.seed, plan.work, plan.count)
+
+
+Task = Train | Noises | Base | Alone | Joint
+
+
+def trainings(plan: Plan, seed: int) -> list[Task]:
+    """Every adapter that this seed's pictures need, those of most variants first."""
+    kinds = sorted({kind for variant in plan.variants for kind in variant.kinds})
+    kinds.sort(key=lambda kind: -sum(variant.kinds.count(kind) for variant in plan.variants))
+    wanted = [
+        train.training_of(member, kind, seed)
+        for kind in kinds
+        for group in plan.groups
+        for index, member in enumerate(group.members)
+        if any(variant.kind(index) == kind for variant in plan.variants)
+    ]
+    return [Train(training) for training in dict.fromkeys(wanted)]
+
+
+def drawings(plan: Plan, seed: int) -> list[Task]:
+    """Pictures of each group: the base's, each adapter's alone, then all ways."""
+    tasks: list[Task] = [Base(group) for group in plan.groups] if seed == plan.seeds[0] else []
+    for group in plan.groups:
+        by_kinds: dict[tuple[str, ...], list[Variant]] = {}
+        for variant in plan.variants:
+            by_kinds.setdefault(tuple(map(variant.kind, range(len(group.members)))), []).append(variant)
+        alone = {(index, kind) for kinds in by_kinds for index, kind in enumerate(kinds)}
+        tasks += [Alone(group, index, kind, seed) for index, kind in sorted(alone)]
+        tasks += [Joint(group, tuple(variants), seed) for variants in by_kinds.values()]
+    return tasks
+
+
+def ordered(plan: Plan, stages: Sequence[str]) -> Iterator[Task]:
+    """A seed's pictures come after the next seed's trainings, so that no process waits for another's adapter."""
+    if "draw" in stages:
+        yield from (Noises(group) for group in plan.groups if len(group.members) > 2)
+    for number, seed in enumerate(plan.seeds):
+        if "train" in stages:
+            yield from trainings(plan, seed)
+        if "draw" in stages and number > 0:
+            yield from drawings(plan, plan.seeds[number - 1])
+    if "draw" in stages:
+        yield from drawings(plan, plan.seeds[-1])
+
+
+class Record:
+    """The rows of a work folder, written after each task."""
+
+    def __init__(self, work: Path) -> None:
+        self.path = work / "rows.json"
+        self.rows: list[Row] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else []
+
+    def add(self, rows: Sequence[Row]) -> None:
+        self.rows += rows
+        with atomic_path(self.path) as part:
+            part.write_text(json.dumps(self.rows, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def work_through(plan: Plan, stages: Sequence[str], jobs: int, seconds: float | None) -> None:
+    """Does what is missing in `jobs` processes until the time is up; what runs then is let end."""
+    begin, record = time.monotonic(), Record(plan.work)
+    missing = [task for task in ordered(plan, stages) if not task.done(plan, record.rows)]
+    print(f"{len(missing)} tasks, {jobs} processes", flush=True)
+    numbers = multiprocessing.get_context("spawn").Value("i", 0)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(numbers,)) as pool:
+        futures: dict[Future[list[Row]], Task] = {pool.submit(_run, task, plan): task for task in missing}
+        try:
+            for number, done in enumerate(as_completed(futures, timeout=seconds), 1):
+                _note(record, futures[done], done, f"{time.monotonic() - begin:.0f} s, {number} of {len(missing)}")
+        except TimeoutError:
+            print("The time is up.", flush=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            for future, task in futures.items():
+                if future.running():
+                    _note(record, task, future, "late")
+
+
+def _note(record: Record, task: Task, done: Future[list[Row]], when: str) -> None:
+    if (error := done.exception()) is not None:
+        print(f"{when}: {task} FAILED: {type(error).__name__}: {error}", flush=True)
+        return
+    record.add(done.result())
+    for row in done.result():
+        shown = {key: value for key, value in row.items() if key not in ("report", "file", "pictures")}
+        print(f"{when}: {' '.join(map(str, shown.values()))}", flush=True)
+
+
+def _start(numbers: Any) -> None:
+    """One thread a process, processes spread over the GPUs."""
+    torch.set_num_threads(1)
+    with numbers.get_lock():
+        number, numbers.value = numbers.value, numbers.value + 1
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())
+
+
+def _run(task: Task, plan: Plan) -> list[Row]:
+    return task.run(plan)
