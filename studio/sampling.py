@@ -24,6 +24,7 @@ from studio.auto_regions import FoundRegions, is_auto
 from studio.paths import next_free, slug
 from studio.recipe import AdapterUse, Recipe, save_png
 from studio.regions import drawing_regions, parse_regions, places
+from studio.store.adapters import PREFIX
 from trainers.bases import pick_device, pick_dtype
 from trainers.captions import has_word
 from trainers.fast.sampling import fast_sampling
@@ -78,7 +79,11 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def adapter_path(given: Path) -> Path:
-    """The file, or a run's folder's adapter."""
+    """The file, a run's folder's adapter, or the library's: lib: and its id, or as much of it as tells it from others."""
+    if str(given).startswith(PREFIX) and not given.exists():
+        from studio.library import Library
+
+        return Library().path_of(str(given))
     if not given.is_dir():
         return given
     path = given / ADAPTER_NAME
