@@ -269,7 +269,7 @@ def adapters(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] =
 
 @app.command("info")
 def info_command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="An adapter file, a run's folder, lib:ID, or a picture.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file, a run's folder, lib:ID, or a picture.")],
 ) -> None:
     """Tell what an adapter file says of itself, or how a picture was made."""
     from studio import info

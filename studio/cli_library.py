@@ -143,7 +143,7 @@ def restore(adapters: Ids) -> None:
 @library.command()
 def empty(
     older_than: Annotated[
-        float, typer.Option(metavar="DAYS", min=0, help="Only what has been in the trash for so long.")
+        float, typer.Option(metavar="DAYS", min=0, max=36500, help="Only what has been in the trash for so long.")
     ] = 0,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:

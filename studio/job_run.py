@@ -107,7 +107,7 @@ class JobRun:
         """Before the job's end, while nobody else may write into its folder; not worth failing it for."""
         job, queue = self.claim.job, self.claim.queue
         try:
-            Library(queue.home, queue.store).add(self.folder.adapter, name=job.title or None, job=job.id)
+            Library(queue.home, queue.store).add(self.folder.adapter, job=job.id)
         except Exception as error:
             self._say(f"Warning: it is not in the library. {explain(error).what}")
 

@@ -5,8 +5,8 @@
     library.list_adapters("dog")
     library.path_of(id)
 
-A copy of the file is `home`/library/ID.safetensors, its picture ID.jpg beside it. Names, tags and words are columns of the
-database, and never part of a path. A file is whole before its entry is written; one whose entry was never written,
+A copy of the file is `home`/library/ID.safetensors, its picture ID.jpg beside it. Names, tags and words are columns of
+the database, and never part of a path. A file is whole before its entry is written; one whose entry was never written,
 because the machine stopped, is taken up by adding the same file again.
 """
 

@@ -11,9 +11,9 @@ from rich.table import Table
 
 from studio.job_texts import local_time
 from studio.library import Library
+from studio.paths import LIBRARY_PREFIX
 from studio.progress import size
 from studio.store import LibraryAdapter
-from studio.store.adapters import PREFIX
 
 _SHORT = 12
 _NOT_TOLD = ("seq", "words", "file", "thumbnail")
@@ -22,7 +22,7 @@ _ROW: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 
 def short(id: str) -> str:
     """An id as commands print it: enough of it to be told from others, and to be written where a path could stand."""
-    return f"{PREFIX}{id[:_SHORT]}"
+    return f"{LIBRARY_PREFIX}{id[:_SHORT]}"
 
 
 def table(library: Library, entries: Sequence[LibraryAdapter]) -> Table:
@@ -51,7 +51,7 @@ def whole_json(library: Library, entry: LibraryAdapter) -> dict[str, Any]:
 
 def lines(library: Library, entry: LibraryAdapter) -> Iterator[str]:
     """What `studio library show` prints."""
-    yield f"{PREFIX}{entry.id}: {entry.name}"
+    yield f"{LIBRARY_PREFIX}{entry.id}: {entry.name}"
     yield f"file: {library.folder / entry.file} ({_size(library, entry)})"
     yield f"method: {entry.method}"
     yield f"base: {entry.base or 'not told'}" + (f" (hash {entry.base_hash})" if entry.base_hash else "")

@@ -21,10 +21,9 @@ from adapters.extras import summed
 from adapters.formats.open import AnyFile, attach_any, open_adapter
 from studio import __version__
 from studio.auto_regions import FoundRegions, is_auto
-from studio.paths import next_free, slug
+from studio.paths import LIBRARY_PREFIX, next_free, slug
 from studio.recipe import AdapterUse, Recipe, save_png
 from studio.regions import drawing_regions, parse_regions, places
-from studio.store.adapters import PREFIX
 from trainers.bases import pick_device, pick_dtype
 from trainers.captions import has_word
 from trainers.fast.sampling import fast_sampling
@@ -79,8 +78,8 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def adapter_path(given: Path) -> Path:
-    """The file, a run's folder's adapter, or the library's: lib: and its id, or as much of it as tells it from others."""
-    if str(given).startswith(PREFIX) and not given.exists():
+    """The file, a run's folder's adapter, or the library's: lib:ID, the id cut short as long as it tells which."""
+    if str(given).startswith(LIBRARY_PREFIX) and not given.exists():
         from studio.library import Library
 
         return Library().path_of(str(given))

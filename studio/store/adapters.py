@@ -11,16 +11,14 @@ from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from adapters.errors import MissingError, UserInputError
+from studio.paths import LIBRARY_PREFIX
 from studio.store.jobs import now
 from studio.store.tables import LibraryAdapter
-
-PREFIX = "lib:"
-"""How an id is written where a path could stand."""
 
 
 def find(session: Session, id: str) -> LibraryAdapter:
     """The entry of that id, with or without "lib:", or of the only id that begins so; MissingError without one."""
-    start = id.removeprefix(PREFIX)
+    start = id.removeprefix(LIBRARY_PREFIX)
     begins = LibraryAdapter.id.startswith(start, autoescape=True)
     found = session.scalars(select(LibraryAdapter).where(begins).limit(2)).all() if start else []
     if len(found) == 1:
