@@ -20,7 +20,11 @@ def find(session: Session, id: str) -> LibraryAdapter:
     """The entry of that id, with or without "lib:", or of the only id that begins so; MissingError without one."""
     start = id.removeprefix(LIBRARY_PREFIX)
     begins = LibraryAdapter.id.startswith(start, autoescape=True)
-    found = session.scalars(select(LibraryAdapter).where(begins).limit(2)).all() if start else []
+    found = (
+        session.scalars(select(LibraryAdapter).where(begins).limit(2)).all()
+        if start.isalnum() and start.isascii()
+        else []
+    )
     if len(found) == 1:
         return found[0]
     if found:
@@ -51,7 +55,7 @@ def listed(
     for word in _plain(text).split():
         query = query.where(func.instr(LibraryAdapter.words, word) > 0)
     if tag is not None:
-        query = query.where(_holds(LibraryAdapter.tags, tag.casefold()))
+        query = query.where(_holds(LibraryAdapter.tags, tag))
     if base is not None:
         query = query.where(LibraryAdapter.base_hash == base)
     return list(session.scalars(query.order_by(LibraryAdapter.seq.desc()).limit(limit)))
@@ -75,7 +79,7 @@ def index(entry: LibraryAdapter) -> None:
 
 def _plain(text: str) -> str:
     """Without what people do not mean to tell apart: case, and ways to write the same letter."""
-    return unicodedata.normalize("NFKC", text).casefold().replace("\0", " ")
+    return unicodedata.normalize("NFKC", text).casefold()
 
 
 def _holds(column: InstrumentedAttribute[list[str]], value: str) -> ColumnElement[bool]:
