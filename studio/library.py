@@ -66,11 +66,9 @@ class Library:
             base: hash of the base that they belong to.
             trashed: what is in the trash, instead of what is not.
         """
-        told, tagged = clean(text, len(text)), None if tag is None else clean(tag).casefold()
+        told, tag, base = clean(text, len(text)), clean(tag or "").casefold(), clean(base or "")
         with self.store.reading() as session:
-            return adapters.listed(
-                session, told, tag=tagged, base=None if base is None else clean(base), trashed=trashed, limit=limit
-            )
+            return adapters.listed(session, told, tag=tag, base=base, trashed=trashed, limit=limit)
 
     def get_adapter(self, id: str) -> LibraryAdapter:
         """The entry of that id, or of the only one that begins so; MissingError where there is none."""

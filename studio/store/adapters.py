@@ -19,12 +19,8 @@ from studio.store.tables import LibraryAdapter
 def find(session: Session, id: str) -> LibraryAdapter:
     """The entry of that id, with or without "lib:", or of the only id that begins so; MissingError without one."""
     start = id.removeprefix(LIBRARY_PREFIX)
-    begins = LibraryAdapter.id.startswith(start, autoescape=True)
-    found = (
-        session.scalars(select(LibraryAdapter).where(begins).limit(2)).all()
-        if start.isalnum() and start.isascii()
-        else []
-    )
+    query = select(LibraryAdapter).where(LibraryAdapter.id.startswith(start, autoescape=True))
+    found = session.scalars(query.limit(2)).all() if start.isascii() and start.isalnum() else []
     if len(found) == 1:
         return found[0]
     if found:
@@ -47,16 +43,16 @@ def children(session: Session, id: str) -> list[LibraryAdapter]:
 
 
 def listed(
-    session: Session, text: str, *, tag: str | None, base: str | None, trashed: bool, limit: int | None
+    session: Session, text: str, *, tag: str, base: str, trashed: bool, limit: int | None
 ) -> list[LibraryAdapter]:
-    """Those that hold every word of the text, the newest first; `base`: its hash."""
+    """Those that hold every word of the text, the newest first; `base`: its hash; "": any tag, any base."""
     gone = LibraryAdapter.trashed_at
     query = select(LibraryAdapter).where(gone.is_not(None) if trashed else gone.is_(None))
     for word in _plain(text).split():
         query = query.where(func.instr(LibraryAdapter.words, word) > 0)
-    if tag is not None:
+    if tag:
         query = query.where(_holds(LibraryAdapter.tags, tag))
-    if base is not None:
+    if base:
         query = query.where(LibraryAdapter.base_hash == base)
     return list(session.scalars(query.order_by(LibraryAdapter.seq.desc()).limit(limit)))
 
