@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from studio import __version__, cli_batch, cli_jobs, cli_ui, options, slot_commands
+from studio import __version__, cli_batch, cli_jobs, cli_library, cli_ui, options, slot_commands
 
 
 class _Commands(TyperGroup):
@@ -98,7 +98,7 @@ def sample(
     prompt: Annotated[list[str], typer.Option(metavar="TEXT", help="What to draw; may be given several times.")],
     adapters: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[ADAPTER]...", help="Adapter files or folders of runs; none: the bare base."),
+        typer.Argument(metavar="[ADAPTER]...", help="Files, run folders or lib:IDs; none: the bare base."),
     ] = None,
     strength: Annotated[
         list[float] | None, typer.Option(metavar="S", help="Strength of the adapters: once, or once for each.")
@@ -145,7 +145,7 @@ def sample(
 
 @app.command()
 def fuse(
-    adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER...", help="Adapter files or run folders.")],
+    adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER...", help="Files, run folders or lib:IDs.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The fused adapter; its report lies beside it.")],
     how: Annotated[
         str,
@@ -166,6 +166,7 @@ def fuse(
     base: Annotated[
         str | None, typer.Option(metavar="BASE", help="Base; left out: the one the adapters were made on.")
     ] = None,
+    library: Annotated[bool, typer.Option("--library", help="Add it to the library, too; prints its id.")] = False,
 ) -> None:
     """Make one adapter of several, and report what they do to each other."""
     _start()
@@ -177,11 +178,13 @@ def fuse(
     result = fusing.fuse(request, Console(stderr=True))
     _print(fusing.report_lines(result.report))
     _print(str(path) for path in result.files)
+    if library:
+        cli_library.add([result.adapter])
 
 
 @app.command()
 def export(
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="An adapter file or a run's folder.")],
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A file, a run's folder or lib:ID.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write, ending in .safetensors.")],
     form: Annotated[
         str, typer.Option("--format", metavar="NAME", help="kohya, diffusers, lokr or merged-checkpoint.")
@@ -205,7 +208,7 @@ def export(
 
 @app.command()
 def resize(
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="An adapter file or a run's folder.")],
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A file, a run's folder or lib:ID.")],
     rank: Annotated[int, typer.Option(metavar="N", min=1, help="Rank of the result.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
     base: Annotated[
@@ -237,7 +240,7 @@ def extract(
 
 @app.command()
 def merge(
-    adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER...", help="Adapter files or run folders.")],
+    adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER...", help="Files, run folders or lib:IDs.")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="The diffusers folder to write.")],
     strength: Annotated[
         list[float] | None, typer.Option(metavar="S", help="Strength of the adapters: once, or once for each.")
@@ -266,7 +269,7 @@ def adapters(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] =
 
 @app.command("info")
 def info_command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="An adapter file, a run's folder, or a picture.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file, a run's folder, lib:ID, or a picture.")],
 ) -> None:
     """Tell what an adapter file says of itself, or how a picture was made."""
     from studio import info
@@ -289,6 +292,7 @@ def doctor() -> None:
 
 cli_jobs.add_to(app)
 cli_batch.add_to(app)
+cli_library.add_to(app)
 cli_ui.add_to(app)
 
 

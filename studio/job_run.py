@@ -11,6 +11,7 @@ from rich.console import Console
 from studio import __version__, config, runs
 from studio.claims import Claim, Lost
 from studio.failures import Failure, explain
+from studio.library import Library
 from studio.progress import Average, display_for
 from studio.runs import RunFolder
 from studio.slots import claimed
@@ -80,6 +81,8 @@ class JobRun:
         self._say(f"Job {job.id}: {job.title}, attempt {job.attempts}.")
         try:
             state, failure = self._outcome()
+            if state == "done":
+                self._enter_into_library()
             self.claim.end(state, failure)
         except Lost:
             self._say(f"Job {job.id} was taken from this worker.")
@@ -100,6 +103,14 @@ class JobRun:
             failure = _for_job(explain(error), self.claim.job.id)
             self._say(f"It failed. {failure.what}")
             return "failed", failure
+
+    def _enter_into_library(self) -> None:
+        """Before the job's end, while nobody else may write into its folder; not worth failing it for."""
+        job, queue = self.claim.job, self.claim.queue
+        try:
+            Library(queue.home, queue.store).add(self.folder.adapter, job=job.id)
+        except Exception as error:
+            self._say(f"Warning: it is not in the library. {explain(error).what}")
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -63,7 +63,7 @@ def lines(job: Job) -> Iterator[str]:
         yield f"loss {done.loss:.4f} · {speed(done.seconds_per_step or 0)} · {size(done.memory_bytes or 0)}"
     for name in ("created", "started", "finished"):
         if (moment := getattr(job, name)) is not None:
-            yield f"{name}: {_local(moment)}"
+            yield f"{name}: {local_time(moment)}"
     if job.attempts:
         yield f"attempts: {job.attempts}, the last on {job.worker}"
     if job.failure is not None:
@@ -71,7 +71,7 @@ def lines(job: Job) -> Iterator[str]:
         yield job.failure.fix
 
 
-def _local(moment: datetime) -> str:
+def local_time(moment: datetime) -> str:
     return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 

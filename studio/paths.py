@@ -6,6 +6,9 @@ import os
 import re
 from pathlib import Path
 
+LIBRARY_PREFIX = "lib:"
+"""How an adapter of the library is named where a path could stand: lib:ID."""
+
 
 def state_dir() -> Path:
     """Logs: $SPECTRAL_STUDIO_STATE, or spectral-studio in $XDG_STATE_HOME (~/.local/state)."""

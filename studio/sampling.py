@@ -21,7 +21,7 @@ from adapters.extras import summed
 from adapters.formats.open import AnyFile, attach_any, open_adapter
 from studio import __version__
 from studio.auto_regions import FoundRegions, is_auto
-from studio.paths import next_free, slug
+from studio.paths import LIBRARY_PREFIX, next_free, slug
 from studio.recipe import AdapterUse, Recipe, save_png
 from studio.regions import drawing_regions, parse_regions, places
 from trainers.bases import pick_device, pick_dtype
@@ -78,7 +78,11 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def adapter_path(given: Path) -> Path:
-    """The file, or a run's folder's adapter."""
+    """The file, a run's folder's adapter, or the library's: lib:ID, the id cut short as long as it tells which."""
+    if str(given).startswith(LIBRARY_PREFIX) and not given.exists():
+        from studio.library import Library
+
+        return Library().path_of(str(given))
     if not given.is_dir():
         return given
     path = given / ADAPTER_NAME

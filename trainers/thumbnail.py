@@ -6,8 +6,9 @@ import base64
 import binascii
 import io
 from pathlib import Path
+from typing import BinaryIO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 _SIDE = 256
 """Pixels: what InvokeAI and A1111 show."""
@@ -23,15 +24,21 @@ def thumbnail_of(out: Path) -> str:
 
 def data_url(picture: Path) -> str:
     """A picture file, made small; "" where it cannot be read."""
+    small = small_jpeg(picture)
+    return "" if small is None else _PREFIX + base64.b64encode(small).decode("ascii")
+
+
+def small_jpeg(picture: Path | BinaryIO) -> bytes | None:
+    """A picture of at most 256 pixels a side; None where it cannot be read."""
     try:
         with Image.open(picture) as opened:
             small = opened.convert("RGB")
-    except (OSError, UnidentifiedImageError):
-        return ""
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
     small.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     raw = io.BytesIO()
     small.save(raw, format="JPEG", quality=_QUALITY)
-    return _PREFIX + base64.b64encode(raw.getvalue()).decode("ascii")
+    return raw.getvalue()
 
 
 def jpeg_of(url: str) -> bytes | None:

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from adapters.adapter_set import AdapterSet
-from adapters.files import AdapterFile, attach_file, load_adapter
+from adapters.files import AdapterCard, AdapterFile, attach_file, load_adapter, read_header
 from adapters.formats.convert import convert, whole_set
-from adapters.formats.foreign import ForeignFile, is_foreign, read_foreign
+from adapters.formats.foreign import ForeignFile, is_foreign, read_foreign, read_foreign_facts
 from adapters.formats.placed import place
 
 AnyFile = AdapterFile | ForeignFile
@@ -21,6 +21,14 @@ NOTABLE = 0.01
 def open_adapter(path: str | os.PathLike[str]) -> AnyFile:
     """A file of ours or of another program's. Raises what files.load_adapter and foreign.read_foreign raise."""
     return read_foreign(path) if is_foreign(path) else load_adapter(path)
+
+
+def read_facts(path: str | os.PathLike[str]) -> tuple[str, AdapterCard]:
+    """Method and card of either kind, by the header alone. Raises what files.read_header and read_foreign raise."""
+    if is_foreign(path):
+        return read_foreign_facts(path)
+    header = read_header(path)
+    return header.spec.method, header.card
 
 
 def attach_any(

@@ -44,16 +44,21 @@ class PeftOptions:
 
 def peft_options(path: Path, metadata: Mapping[str, str]) -> PeftOptions:
     """From the header, or from the file beside; damaged ones say nothing."""
-    beside = path.with_name(_SIDECAR)
     if _HEADER in metadata:
         found: dict[str, dict[str, Any]] = {}
         for key, value in _object(metadata[_HEADER]).items():
             component, _, name = key.rpartition(".")
             found.setdefault(component, {})[name] = value
         return PeftOptions(found)
-    if path.name.startswith("adapter_model") and beside.is_file() and beside.stat().st_size < _LARGEST:
+    beside = sidecar(path)
+    if beside.is_file() and beside.stat().st_size < _LARGEST:
         return PeftOptions({"": _object(beside.read_text(encoding="utf-8", errors="replace"))})
     return PeftOptions()
+
+
+def sidecar(path: Path) -> Path:
+    """Where the file beside would lie: PEFT's own name for PEFT's own; a copy of another name has one of its name."""
+    return path.with_name(_SIDECAR if path.name.startswith("adapter_model") else f"{path.stem}.{_SIDECAR}")
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -60,6 +60,9 @@ CREATE TABLE adapters (
     trashed_at VARCHAR
 )
 """
+_FOUND_BY = """
+UPDATE adapters SET words = lower(name || ' ' || "trigger" || ' ' || class_word || ' ' || method || ' ' || base)
+"""
 
 MIGRATIONS: tuple[Migration, ...] = (
     (
@@ -70,4 +73,5 @@ MIGRATIONS: tuple[Migration, ...] = (
         "CREATE INDEX commands_by_job ON commands (job) WHERE taken IS NULL",
         _ADAPTERS,
     ),
+    ("ALTER TABLE adapters ADD COLUMN words VARCHAR NOT NULL DEFAULT ''", _FOUND_BY),
 )

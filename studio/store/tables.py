@@ -140,11 +140,12 @@ class Command(Table, kw_only=True):
 
 
 class LibraryAdapter(Table, kw_only=True):
-    """An adapter file of the library."""
+    """An adapter file of the library. No text in it is ever part of a path but `file` and `thumbnail`."""
 
     __tablename__ = "adapters"
     seq: Mapped[int] = mapped_column(init=False, primary_key=True)
     id: Mapped[str] = mapped_column(unique=True)
+    """The sha256 of the file: the same bytes are one entry, and a fused file names its parents so."""
     name: Mapped[str]
     trigger: Mapped[str]
     class_word: Mapped[str]
@@ -155,9 +156,11 @@ class LibraryAdapter(Table, kw_only=True):
     """Relative to the library's folder, made of the id alone."""
     job: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), default=None)
     parents: Mapped[list[str]] = mapped_column(default_factory=list)
-    """Ids of the adapters that a fused one was made of."""
+    """Ids of the adapters that a fused one was made of, in the library or not."""
     tags: Mapped[list[str]] = mapped_column(default_factory=list)
     thumbnail: Mapped[str | None] = mapped_column(default=None)
     """Relative to the library's folder."""
     created: Mapped[datetime]
     trashed_at: Mapped[datetime | None] = mapped_column(default=None)
+    words: Mapped[str] = mapped_column(default="")
+    """What it is found by (store.adapters.index)."""

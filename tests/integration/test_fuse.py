@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from adapters.files import attach_file, read_header
 from studio.cli import app
+from studio.library import Library
 from tests.support import BASE, make_pictures, quick_config, run
 from trainers.sdxl import generate, load_base
 
@@ -56,6 +57,21 @@ def test_a_fused_file_draws_and_its_report_lies_beside_it(adapters: list[Path], 
     assert {pair["crosstalk"] is not None for pair in report["pairs"]} == {True}
     assert Image.open(tmp_path / "both.report.png").size[0] > 200
     assert drawn(out) != drawn(adapters[0])
+
+
+def test_a_fused_one_of_the_library_knows_its_parents(
+    adapters: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SPECTRAL_STUDIO_DATA", str(tmp_path / "home"))
+    library = Library()
+    parents = [library.add(path) for path in adapters]
+    ids = [f"lib:{id[:12]}" for id in parents]
+    out = tmp_path / "both.safetensors"
+    code, said = invoke("fuse", *ids, "--how", "sum", "--no-prompts", "--out", out, "--library")
+    assert code == 0, said
+    fused = library.get_adapter(said.split()[-1])
+    assert [entry.id for entry in library.parents(fused.id)] == parents == fused.parents
+    assert library.path_of(fused.id).read_bytes() == out.read_bytes()
 
 
 def test_a_foreign_adapter_goes_beside_a_spectral_one(adapters: list[Path], tmp_path: Path):

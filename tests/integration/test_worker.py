@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from adapters.files import read_header
 from studio import locks
 from studio.config import compose, file_layer
+from studio.library import Library
 from studio.queue import Queue
 from studio.submitting import again
 from studio.workers import Terms
@@ -38,6 +40,23 @@ def test_a_job_makes_the_adapter_that_train_makes(queue: Queue, job_config: Trai
     check_steps(queue.follow(id).events, 4)
     assert not locks.is_held(locks.run_lock(job.run))
     assert same(job, job_reference)
+
+
+def test_a_finished_adapter_is_in_the_library(queue: Queue, job_config: TrainConfig):
+    id = submit(queue, job_config)
+    work(queue)
+    library = Library(queue.home)
+    (entry,) = library.list_adapters("sks octopus")
+    made = queue.get_job(id).run / "adapter.safetensors"
+    assert (entry.job, entry.method, entry.base_hash) == (id, "lora", read_header(made).card.base_hash)
+    assert library.path_of(entry.id).read_bytes() == made.read_bytes()
+
+
+def test_a_library_that_cannot_be_written_fails_no_job(queue: Queue, job_config: TrainConfig):
+    (queue.home / "library").write_text("a file")
+    id = submit(queue, job_config)
+    work(queue)
+    assert queue.get_job(id).state == "done"
 
 
 def test_jobs_on_one_base_load_it_once_and_learn_the_same(
