@@ -128,6 +128,7 @@ def test_memory_is_no_place_for_several_machines(pictures: Path, tmp_path: Path)
         cluster.prepare(planned(pictures, tmp_path, runs=1), "memory://x")
 
 
+@pytest.mark.slow  # "auto" looks for clusters of the whole machine: another test's, or one that was killed
 def test_a_cluster_that_is_not_there_is_told_so(pictures: Path, tmp_path: Path):
     storage, record = cluster.prepare(planned(pictures, tmp_path, runs=1), str(tmp_path / "out"))
     with pytest.raises(UserInputError, match="There is no Ray cluster at auto"):

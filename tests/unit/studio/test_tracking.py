@@ -125,6 +125,7 @@ def test_no_step_waits_for_a_slow_tracker(tmp_path: Path, monkeypatch: pytest.Mo
     assert scalars(tmp_path, "loss") == {1: 1.0, 2: 0.5, 3: 1 / 3}
 
 
+@pytest.mark.slow  # wandb's service writes when it comes to it: on a busy machine after the test has looked
 def test_wandb_keeps_a_run_in_its_folder_where_nobody_is_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
