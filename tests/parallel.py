@@ -22,7 +22,7 @@ from trainers.engine import Engine
 from trainers.loop import train
 from trainers.world import join
 
-multiprocessing.set_forkserver_preload(["trainers.loop", "accelerate.state"])
+multiprocessing.set_forkserver_preload(["trainers.loop"])
 
 
 def together(work: Callable[..., None], *args: Any, count: int = 2, gpus: bool = False) -> None:
