@@ -54,12 +54,15 @@ def config(folder: Path, **changes: object) -> TrainConfig:
     return quick_config(folder, **{**whole, "data": data, **changes})
 
 
-@pytest.fixture(scope="module")
-def made(shapes: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Folders of every case's run by two processes and by one."""
+@pytest.fixture(scope="module", params=CASES)
+def made(
+    request: pytest.FixtureRequest, shapes: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """Folders of a case's run by two processes and by one."""
     two, one = (tmp_path_factory.mktemp(name) for name in ("two", "one"))
-    together(train_all, {two / name: config(shapes, **changes) for name, changes in CASES.items()}, cache)
-    train_all({one / name: config(shapes, **changes) for name, changes in CASES.items()}, cache)
+    wanted = config(shapes, **CASES[request.param])
+    together(train_all, {two: wanted}, cache)
+    train_all({one: wanted}, cache)
     return two, one
 
 
@@ -73,29 +76,35 @@ def validated(out: Path) -> list[float]:
     return [event.loss for event in RunFolder(out).read_events() if isinstance(event, Validated)]
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_two_processes_have_the_losses_and_gradients_of_one(made: tuple[Path, Path], case: str):
-    two, one = (folder / case for folder in made)
-    assert len(stepped(one)) == 2 * config(one, **CASES[case]).steps and len(validated(one)) == 2
+def test_two_processes_have_the_losses_and_gradients_of_one(made: tuple[Path, Path]):
+    two, one = made
+    assert len(stepped(one)) >= 2 * 3 and len(validated(one)) == 2
     assert stepped(two) == pytest.approx(stepped(one), rel=FP32)
     assert validated(two) == pytest.approx(validated(one), rel=FP32)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_both_processes_end_with_the_same_adapter_bit_for_bit(made: tuple[Path, Path], case: str):
-    first, second = (load_file(made[0] / case / f"rank-{rank}.safetensors") for rank in (0, 1))
+def test_both_processes_end_with_the_same_adapter_bit_for_bit(made: tuple[Path, Path]):
+    first, second = (load_file(made[0] / f"rank-{rank}.safetensors") for rank in (0, 1))
     assert first.keys() == second.keys() and all(same_bits(first[name], second[name]) for name in first)
 
 
 def test_only_the_main_process_tells_what_happens(made: tuple[Path, Path]):
-    events = list(RunFolder(made[0] / "plain").read_events())
+    events = list(RunFolder(made[0]).read_events())
     assert [event.processes for event in events if isinstance(event, Started)] == [2]
     assert sum(isinstance(event, Finished) for event in events) == 1
 
 
+@pytest.fixture(scope="module")
+def whole(shapes: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupts, by one process."""
+    out = tmp_path_factory.mktemp("whole")
+    train_all({out: config(shapes, **CASES["plain"])}, cache)
+    return out
+
+
 @pytest.mark.parametrize("first", [1, 2])
 def test_a_run_goes_on_with_another_number_of_processes(
-    made: tuple[Path, Path], shapes: Path, cache: Path, tmp_path: Path, first: int
+    whole: Path, shapes: Path, cache: Path, tmp_path: Path, first: int
 ):
     runs = {tmp_path: config(shapes, **CASES["plain"])}
     for count, arguments in ((first, (2,)), (3 - first, (0, True))):
@@ -105,7 +114,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
             train_all(runs, cache, *arguments)
     reasons = [event.reason for event in RunFolder(tmp_path).read_events() if isinstance(event, Finished)]
     assert reasons == ["paused", "done"]
-    assert stepped(tmp_path) == pytest.approx(stepped(made[1] / "plain"), rel=FP32)
+    assert stepped(tmp_path) == pytest.approx(stepped(whole), rel=FP32)
 
 
 FAULT = """
