@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from adapters.atomic import atomic_path
+from adapters.digest import file_sha256
 from adapters.errors import UnknownNameError, UserInputError
 from adapters.extras import summed
 from adapters.files import AdapterCard, FusedConcept, save_adapter
@@ -185,7 +185,7 @@ def _card(how: str, paths: Sequence[Path], files: Sequence[AnyFile], weights: Se
             trigger=file.card.trigger,
             class_word=file.card.class_word,
             concept=file.card.concept,
-            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            sha256=file_sha256(path),
             weight=weight,
         )
         for path, file, weight in zip(paths, files, weights, strict=True)

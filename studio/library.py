@@ -12,7 +12,6 @@ because the machine stopped, is taken up by adding the same file again.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import shutil
 import unicodedata
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.atomic import atomic_path
+from adapters.digest import file_sha256
 from adapters.errors import MissingError, StudioError, UserInputError
 from studio import locks
 from studio.paths import data_dir
@@ -122,7 +122,7 @@ class Library:
 
         path = given / _OF_A_RUN if given.is_dir() else given
         method, card = read_facts(path)
-        entry = _entry(_digest(path), method, card)
+        entry = _entry(file_sha256(path), method, card)
         entry.name = clean(_name(card, path)) if name is None else _given(name)
         entry.job = job
         with self._changing():
@@ -151,7 +151,7 @@ class Library:
             _copy_file(sidecar(path), sidecar(target))
         with atomic_path(target) as part:
             shutil.copyfile(path, part)
-            if _digest(part) != id:
+            if file_sha256(part) != id:
                 raise StudioError(f"{path} was written to while it was copied.", "Try again when it is whole.")
 
     def _save_thumbnail(self, path: Path, card: AdapterCard, id: str) -> str | None:
@@ -265,11 +265,6 @@ def _name(card: AdapterCard, path: Path) -> str:
     """What it was taught, or else what its file or its run's folder is called."""
     subjects = ", ".join(f"{trigger} {class_word}".strip() for trigger, class_word in card.subjects)
     return subjects or (path.absolute().parent.name if path.name == _OF_A_RUN else path.stem) or "untitled"
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _copy_file(source: Path, target: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from adapters.adapter_set import AdapterSet
+from adapters.digest import file_sha256
 from adapters.errors import MissingError, UnknownNameError, UserInputError
 from adapters.extras import summed
 from adapters.formats.open import AnyFile, attach_any, open_adapter
@@ -65,8 +65,7 @@ class _Loaded:
     part: str | None
 
     def use(self) -> AdapterUse:
-        digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
-        return AdapterUse(file=str(self.path), sha256=digest, strength=self.strength, part=self.part)
+        return AdapterUse(file=str(self.path), sha256=file_sha256(self.path), strength=self.strength, part=self.part)
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from collections.abc import Iterable
 
+from adapters.digest import file_sha256
 from trainers.captions import CaptionConfig
 from trainers.dataset import DataConfig
 from trainers.images import picture_paths
@@ -20,5 +20,4 @@ def concept_id(captions: CaptionConfig, pictures: Iterable[str]) -> str:
 
 def concept_of(data: DataConfig) -> str:
     """The same from the folder, before a run begins. Raises UserInputError where it holds no pictures."""
-    found = [hashlib.sha256(path.read_bytes()).hexdigest() for path in picture_paths(data.folder)]
-    return concept_id(data.captions, found)
+    return concept_id(data.captions, map(file_sha256, picture_paths(data.folder)))

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from adapters.atomic import atomic_path
+from adapters.digest import file_sha256
 from adapters.errors import StudioError
 from trainers.cache import default_root
 
@@ -27,8 +28,7 @@ def file_hash(path: Path) -> str:
     memory = default_root() / _MEMORY
     known = _read(memory)
     if key not in known:
-        with path.open("rb") as file:
-            known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        known[key] = file_sha256(path)
         with suppress(OSError, StudioError), atomic_path(memory) as temporary:
             temporary.write_text(json.dumps(known, indent=0))
     return known[key]

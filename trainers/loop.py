@@ -79,25 +79,7 @@ def train(
     base = bases(config, where)
     with ExitStack() as undo:
         undo.enter_context(as_trained(base, config))
-        kept = cache or TensorCache()
-        with world.main_first():
-            adapter = yield from _attach(base, config, Decomposer(kept.root.parent / "decompositions"))
-            undo.callback(adapter.detach)
-            adapter.strength = 0.0
-            data = yield from dreambooth.prepare(base, config, kept)
-        decisive = config.decisive() | {"precision": str(base.dtype).removeprefix("torch.")}
-        identity = RunIdentity(base=config.base, base_hash=base.hash, config=decisive, pictures=data.manifest)
-        if found is not None:
-            checkpoint.check_identity(found, identity)
-        run = _Run(config, out, base, adapter, _engine(base, adapter, data, config, world), identity, commands)
-        undo.callback(run.engine.close)
-        if found is not None:
-            run.restore(found)
-        else:
-            yield from run.calibrate()
-        world.spread(adapter.state_dict().values())
-        adapter.strength = 1.0
-        yield run.started(data.pictures)
+        run = yield from _prepared(config, out, base, found, cache or TensorCache(), commands, world, undo)
         reason = yield from run.steps()
         path = None
         if reason == "done" and world.is_main:
@@ -105,6 +87,38 @@ def train(
             yield Saved(step=run.step, path=path, final=True)
         world.wait()  # the others must not end while the main one writes: that would look like a failure
     yield Finished(reason=reason, step=run.step, seconds=time.monotonic() - started, adapter=path)
+
+
+def _prepared(
+    config: TrainConfig,
+    out: Path,
+    base: Base,
+    found: checkpoint.Checkpoint | None,
+    cache: TensorCache,
+    commands: Commands,
+    world: World,
+    undo: ExitStack,
+) -> Generator[Event, None, _Run]:
+    """The run before its next step; `undo` will give the base back as it was."""
+    with world.main_first():
+        adapter = yield from _attach(base, config, Decomposer(cache.root.parent / "decompositions"))
+        undo.callback(adapter.detach)
+        adapter.strength = 0.0
+        data = yield from dreambooth.prepare(base, config, cache)
+    decisive = config.decisive() | {"precision": str(base.dtype).removeprefix("torch.")}
+    identity = RunIdentity(base=config.base, base_hash=base.hash, config=decisive, pictures=data.manifest)
+    if found is not None:
+        checkpoint.check_identity(found, identity)
+    run = _Run(config, out, base, adapter, _engine(base, adapter, data, config, world), identity, commands)
+    undo.callback(run.engine.close)
+    if found is not None:
+        run.restore(found)
+    else:
+        yield from run.calibrate()
+    world.spread(adapter.state_dict().values())
+    adapter.strength = 1.0
+    yield run.started(data.pictures)
+    return run
 
 
 def _attach(base: Base, config: TrainConfig, decomposer: Decomposer) -> Generator[Event, None, AdapterSet]:

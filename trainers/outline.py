@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -21,7 +22,11 @@ def hash_of(name: str) -> str:
 
 def networks_of(name: str) -> dict[str, nn.Module]:
     """The base's components as Base.components has them, on the meta device: shapes, but no numbers."""
-    layout = find_source(name).layout
+    return networks_at(find_source(name).layout)
+
+
+def networks_at(layout: Path) -> dict[str, nn.Module]:
+    """The same from a folder of configurations alone."""
     with torch.device("meta"):
         unet = cast(Any, UNet2DConditionModel).from_config(json.loads((layout / "unet" / "config.json").read_text()))
         first, second = (CLIPTextConfig.from_pretrained(layout / part) for part in ("text_encoder", "text_encoder_2"))

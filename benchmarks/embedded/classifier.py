@@ -17,7 +17,9 @@ from benchmarks.embedded.vae import decode, encode
 _WIDTHS = (32, 64, 128, 192)
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
+    """Two 3×3 convolutions beside their input."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
@@ -41,7 +43,7 @@ class Classifier(nn.Module):
                 nn.Conv2d(before, width, 3, 2, 1, bias=False),
                 nn.BatchNorm2d(width),
                 nn.ReLU(),
-                _Residual(width),
+                Residual(width),
             ]
             before = width
         self.body = nn.Sequential(*layers)

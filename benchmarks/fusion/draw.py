@@ -23,6 +23,7 @@ from benchmarks.fusion.scenes import GUIDANCE, NEUTRAL, STEPS, Scene, scenes
 from benchmarks.fusion.subjects import Group
 from benchmarks.fusion.train import training_of
 from benchmarks.fusion.variants import Variant
+from studio.auto_regions import FoundRegions
 from studio.regions import drawing_regions
 from trainers.bases import pick_device, pick_dtype
 from trainers.fast.sampling import fast_sampling
@@ -170,8 +171,6 @@ def _regional(wanted: Sequence[Scene], placed: dict[int, AdapterSet]) -> list[Im
 
 def _automatic(wanted: Sequence[Scene], files: Sequence[AnyFile], sets: Sequence[AdapterSet]) -> list[Image.Image]:
     """By regions that are found from the prompt's words."""
-    from studio.auto_regions import FoundRegions
-
     if len(files) > 2:
         raise UserInputError("By words alone the base draws two things, not three.", "Give regions.")
     prompts, seeds, side = [scene.prompt for scene in wanted], [scene.seed for scene in wanted], wanted[0].side

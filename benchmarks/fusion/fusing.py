@@ -37,7 +37,8 @@ class Fusing:
             adapters.to(base.device)
             concepts.append(Concept(file.card.trigger, adapters))
         changes = changes_of(concepts, FusionOptions())
-        found = list(gather(base, changes, prompts_of([file.card for file in files]), **_sampled()))[-1]
+        prompts, samples = prompts_of([file.card for file in files]), FusionOptions().samples
+        found = list(gather(base, changes, prompts, samples=samples))[-1]
         assert isinstance(found, dict)
         return cls(base, changes, found)
 
@@ -51,12 +52,6 @@ class Fusing:
         adapter = as_adapter(self.base.components, self.changes, deltas)
         adapter.to(self.base.device)
         return adapter, told(report)
-
-
-def _sampled() -> dict[str, Any]:
-    """Inputs of layers are kept where the ways at hand look at them (zip)."""
-    field = FusionOptions.model_fields.get("samples")
-    return {} if field is None else {"samples": field.default}
 
 
 def told(report: FusionReport) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.embedded.classifier import Residual
+
 WINDOW = 64
 """Side in pixels of what is looked at: an object of a joint picture as it is, never scaled."""
 FEATURES = 128
@@ -24,7 +26,7 @@ class Look(nn.Module):
         super().__init__()
         layers: list[nn.Module] = [_convolution(3, _WIDTHS[0], 5)]
         for before, width in pairwise(_WIDTHS):
-            layers += [_convolution(before, width, 3), _Residual(width)]
+            layers += [_convolution(before, width, 3), Residual(width)]
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(2 * _WIDTHS[-1], FEATURES)
 
@@ -37,18 +39,6 @@ def _convolution(before: int, after: int, size: int) -> nn.Sequential:
     """Half as wide and high."""
     convolution = nn.Conv2d(before, after, size, 2, size // 2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU())
-
-
-class _Residual(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width),
-        )  # fmt: skip
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.body(x))
 
 
 def window(picture: Tensor, box: Box) -> Tensor:

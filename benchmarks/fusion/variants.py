@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Literal
 
 from adapters.fusion.way import WAYS, FusionOptions, find_way
@@ -58,7 +57,8 @@ def variants() -> list[Variant]:
     find_way(BASELINE)  # imports all
     names = sorted(WAYS, key=lambda name: name != BASELINE)
     fused = [variant for name in names for variant in SPECIAL.get(name, (Variant(name, name),))]
-    regions = [Variant("regions given, side by side", None, regions="given")]
-    if find_spec("studio.auto_regions") is not None:
-        regions.append(Variant("regions auto, side by side", None, regions="auto"))
-    return [*fused, *regions]
+    return [
+        *fused,
+        Variant("regions given, side by side", None, regions="given"),
+        Variant("regions auto, side by side", None, regions="auto"),
+    ]

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
+from adapters.digest import file_sha256
 from adapters.errors import MismatchError, UserInputError
 from studio import __version__, config
 from studio.batch.record import RECORD, STATUS, RunRecord, RunStatus, read_status
@@ -41,7 +42,7 @@ def _send(storage: Storage, folder: Path) -> str:
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.name}\n{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+        digest.update(f"{file.name}\n{file_sha256(file)}\n".encode())
     name = f"inputs/{digest.hexdigest()[:16]}"
     there = set(storage.names(name))
     for file in files:

@@ -10,7 +10,6 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from adapters.formats.export import find_format
 from adapters.formats.layer_format import LayerFormat
@@ -19,6 +18,7 @@ from adapters.formats.sgm import sgm_names
 from adapters.inject import attach
 from adapters.registry import make_spec
 from tests import programs
+from trainers.outline import networks_at
 from trainers.sources import EMBEDDED, SDXL_LAYOUT
 
 LAYER = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -30,16 +30,7 @@ Stems = dict[str, dict[str, tuple[int, ...]]]
 @pytest.fixture(scope="module")
 def sdxl() -> dict[str, Any]:
     """SDXL itself, without numbers."""
-
-    def config(part: str) -> Any:
-        return CLIPTextConfig.from_pretrained(SDXL_LAYOUT / part)
-
-    with torch.device("meta"):
-        return {
-            "unet": UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(SDXL_LAYOUT / "unet")),
-            "text_encoder": CLIPTextModel(config("text_encoder")),
-            "text_encoder_2": CLIPTextModelWithProjection(config("text_encoder_2")),
-        }
+    return networks_at(SDXL_LAYOUT)
 
 
 def exported(sdxl: dict[str, nn.Module], form: str) -> Stems:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import (
     convert_ldm_clip_checkpoint,
     convert_ldm_unet_checkpoint,
@@ -20,7 +20,6 @@ from diffusers.loaders.single_file_utils import (
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from typer.testing import CliRunner
 
 from adapters.adapter_set import AdapterSet
@@ -38,6 +37,7 @@ from tests.formats import LAYER, SGM_LAYER, Components, latents, trained, writte
 from tests.sgm import save_single_file
 from tests.support import BASE
 from tests.tolerances import relative_error, same_bits
+from trainers.outline import networks_at
 from trainers.sdxl import Base, load_base
 from trainers.sources import SDXL_LAYOUT
 
@@ -170,16 +170,9 @@ def test_the_command_writes_it_and_says_who_loads_it(base: Base, tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def sdxl() -> dict[str, nn.Module]:
-    def config(part: str) -> Any:
-        return CLIPTextConfig.from_pretrained(SDXL_LAYOUT / part)
-
     with torch.device("meta"):
-        return {
-            "unet": UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(SDXL_LAYOUT / "unet")),
-            "vae": AutoencoderKL.from_config(AutoencoderKL.load_config(SDXL_LAYOUT / "vae")),
-            "text_encoder": CLIPTextModel(config("text_encoder")),
-            "text_encoder_2": CLIPTextModelWithProjection(config("text_encoder_2")),
-        }
+        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(SDXL_LAYOUT / "vae"))
+    return {**networks_at(SDXL_LAYOUT), "vae": vae}
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,11 @@
-"""The events of a run that was interrupted, read as one course."""
+"""A run's events: read as one course though it was interrupted, and read on from anywhere."""
 
 from __future__ import annotations
 
+import pytest
+
 from studio.event_log import course
+from studio.queue import Queue
 from trainers.events import Event, Note, Started, Stepped, Validated
 
 
@@ -28,3 +31,26 @@ def test_steps_that_were_done_again_are_in_the_course_once():
 def test_what_stands_beside_the_steps_is_kept():
     events: list[Event] = [Note(text="a"), started(0), stepped(1), Note(text="b"), started(0), stepped(1)]
     assert [e for e in course(events) if isinstance(e, Note)] == [Note(text="a"), Note(text="b")]
+
+
+def test_events_are_followed_from_where_one_stopped_reading(queue: Queue, three: list[str]):
+    log = queue.get_job(three[0]).run / "events.jsonl"
+    assert queue.follow(three[0]).events == []
+    log.parent.mkdir(parents=True)
+    log.write_text(Note(text="eins ü").model_dump_json() + "\n" + '{"kind":"no')
+    first = queue.follow(three[0])
+    assert first.events == [Note(text="eins ü")]
+    log.write_text(Note(text="eins ü").model_dump_json() + "\n" + Note(text="two").model_dump_json() + "\n")
+    second = queue.follow(three[0], first.offset)
+    assert second.events == [Note(text="two")]
+    assert queue.follow(three[0], second.offset).events == []
+
+
+@pytest.mark.parametrize("text", ["new", "a new one that is longer than the one before"])
+def test_a_log_that_was_begun_anew_is_read_from_its_start(queue: Queue, three: list[str], text: str):
+    log = queue.get_job(three[0]).run / "events.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_text(Note(text="a long one").model_dump_json() + "\n")
+    offset = queue.follow(three[0]).offset
+    log.write_text(Note(text=text).model_dump_json() + "\n")
+    assert queue.follow(three[0], offset).events == [Note(text=text)]

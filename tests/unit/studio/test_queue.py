@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -17,14 +16,10 @@ from sqlalchemy import text
 from adapters.errors import MissingError, UserInputError
 from studio import locks
 from studio.claims import Claim, Lost, claim_next, requeue_interrupted
-from studio.queue import Queue, Submission
+from studio.queue import Queue
 from studio.store import Ask, State, Summary, jobs
 from studio.store.states import ACTIVE, ASKS, AT_ONCE, OVER, STATES, TOLD, WAITING
-from trainers.events import Note
-
-
-def submission(title: str = "sks dog", **more: Any) -> Submission:
-    return Submission(config={"base": "embedded", "adapter": {"method": "lora"}}, title=title, **more)
+from tests.submissions import submission
 
 
 def put(queue: Queue, id: str, state: State) -> None:
@@ -41,16 +36,6 @@ def claim(queue: Queue) -> Claim:
 def die(claimed: Claim) -> None:
     """What the kernel does for a process that was killed."""
     claimed.lock.release()
-
-
-@pytest.fixture
-def queue(tmp_path: Path) -> Queue:
-    return Queue(tmp_path)
-
-
-@pytest.fixture
-def three(queue: Queue) -> list[str]:
-    return [queue.submit(submission(name)) for name in "abc"]
 
 
 def order(queue: Queue) -> list[str]:
@@ -331,29 +316,3 @@ def test_a_worker_whose_job_was_taken_from_it_can_do_it_no_harm(queue: Queue, th
             act()
     new.begin()
     assert queue.get_job(new.job.id).progress.step == 0
-
-
-# --- events -----------------------------------------------------------------------------------------------
-
-
-def test_events_are_followed_from_where_one_stopped_reading(queue: Queue, three: list[str]):
-    log = queue.get_job(three[0]).run / "events.jsonl"
-    assert queue.follow(three[0]).events == []
-    log.parent.mkdir(parents=True)
-    log.write_text(Note(text="eins ü").model_dump_json() + "\n" + '{"kind":"no')
-    first = queue.follow(three[0])
-    assert first.events == [Note(text="eins ü")]
-    log.write_text(Note(text="eins ü").model_dump_json() + "\n" + Note(text="two").model_dump_json() + "\n")
-    second = queue.follow(three[0], first.offset)
-    assert second.events == [Note(text="two")]
-    assert queue.follow(three[0], second.offset).events == []
-
-
-@pytest.mark.parametrize("text", ["new", "a new one that is longer than the one before"])
-def test_a_log_that_was_begun_anew_is_read_from_its_start(queue: Queue, three: list[str], text: str):
-    log = queue.get_job(three[0]).run / "events.jsonl"
-    log.parent.mkdir(parents=True)
-    log.write_text(Note(text="a long one").model_dump_json() + "\n")
-    offset = queue.follow(three[0]).offset
-    log.write_text(Note(text=text).model_dump_json() + "\n")
-    assert queue.follow(three[0], offset).events == [Note(text=text)]
