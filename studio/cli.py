@@ -170,12 +170,12 @@ def fuse(
 ) -> None:
     """Make one adapter of several, and report what they do to each other."""
     _start()
-    from studio import fusing
+    from studio import fusing, sampling
 
     options = fusing.parse_options(assignments or [])
     numbers = fusing.parse_weights(weights)
     request = fusing.Request(adapters, how, out, numbers, options, prompts, base)
-    result = fusing.fuse(request, Console(stderr=True))
+    result = fusing.fuse(request, sampling.teller(Console(stderr=True)))
     _print(fusing.report_lines(result.report))
     _print(str(path) for path in result.files)
     if library:

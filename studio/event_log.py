@@ -32,6 +32,13 @@ def read(path: Path, offset: int = 0) -> Chunk:
     return Chunk([parse_event(line) for line in whole.decode("utf-8").split("\n")[:-1]], offset + len(whole))
 
 
+def append(path: Path, event: Event) -> None:
+    """One event at the file's end; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(event.model_dump_json() + "\n")
+
+
 def record(path: Path, events: Iterable[Event]) -> Iterator[Event]:
     """Passes events on, each appended to the file first; a last line that was cut off is taken away before."""
     if path.exists():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
-from rich.console import Console
 
 from adapters.atomic import atomic_path
 from adapters.digest import file_sha256
@@ -21,8 +21,9 @@ from adapters.fusion.report import FusionReport, report_on
 from adapters.fusion.way import FusionOptions, LayerGrams, find_way
 from studio import __version__
 from studio.config import set_layer
+from studio.drawing import Tell, scheduled, warn
 from studio.heat_map import heat_map
-from studio.sampling import adapter_path, common_base, common_schedule, warn
+from studio.sampling import adapter_path, common_base
 from trainers.activations import gather
 from trainers.bases import pick_device, pick_dtype
 from trainers.events import Progress
@@ -71,7 +72,11 @@ def parse_weights(text: str | None) -> list[float]:
 
 def parse_options(assignments: Sequence[str]) -> FusionOptions:
     """--set key=value of the ways' knobs."""
-    values = set_layer(assignments).values
+    return options_of(set_layer(assignments).values)
+
+
+def options_of(values: Mapping[str, Any]) -> FusionOptions:
+    """The ways' knobs. UserInputError with the knob that is wrong."""
     for key in values:
         if key not in FusionOptions.model_fields:
             raise UnknownNameError("knob of fusion called", key, list(FusionOptions.model_fields))
@@ -86,24 +91,31 @@ def parse_options(assignments: Sequence[str]) -> FusionOptions:
         ) from error
 
 
-def fuse(request: Request, console: Console) -> Result:
-    """Fuses, judges, and writes `out` with .report.json, .report.txt and .report.png beside it."""
+def load(name: str) -> Base:
+    """The base for a fusion alone: on the device with its text encoders, which it asks again and again."""
+    device = pick_device(None)
+    encoders = ("text_encoder", "text_encoder_2")
+    return load_base(name, device=device, dtype=pick_dtype("auto", device), resident=encoders)
+
+
+def fuse(request: Request, tell: Tell, lend: Callable[[str], Base] = load) -> Result:
+    """Fuses, judges, and writes `out` with .report.json, .report.txt and .report.png beside it.
+
+    Args:
+        tell: hears warnings and progress; what it raises stops the fusion, with nothing written.
+        lend: the base of that name, which is left as it was.
+    """
     way = find_way(request.how)
     paths = [adapter_path(given) for given in request.adapters]
     files = [open_adapter(path) for path in paths]
     weights = _weights(request.weights, len(files))
-    device = pick_device(None)
-    base = load_base(
-        request.base or common_base(files),
-        device=device,
-        dtype=pick_dtype("auto", device),
-        resident=("text_encoder", "text_encoder_2"),
-    )
-    base.set_schedule(*common_schedule(files))
-    changes = changes_of(_concepts(base, files, weights, console), request.options)
+    base = lend(request.base or common_base(files))
+    changes = changes_of(_concepts(base, files, weights, tell), request.options)
     samples = request.options.samples if way.samples_inputs else 0
-    with base.speaking(summed([(one.adapters.extras, 1.0) for one in changes.concepts]).words):
-        grams = _activations(base, changes, files, samples, console) if request.prompts else None
+    words = summed([(one.adapters.extras, 1.0) for one in changes.concepts]).words
+    with scheduled(base, files), base.speaking(words):
+        grams = _activations(base, changes, files, samples, tell) if request.prompts else None
+    tell(Progress(stage="fusion", done=0, total=0))
     deltas = fused_deltas(changes, way, request.options, grams)
     report = report_on(request.how, changes, deltas, grams)
     card = _card(request.how, paths, files, weights)
@@ -143,7 +155,7 @@ def _weights(given: Sequence[float], count: int) -> list[float]:
     return list(given)
 
 
-def _concepts(base: Base, files: Sequence[AnyFile], weights: Sequence[float], console: Console) -> list[Concept]:
+def _concepts(base: Base, files: Sequence[AnyFile], weights: Sequence[float], tell: Tell) -> list[Concept]:
     found: list[Concept] = []
     for file, weight in zip(files, weights, strict=True):
         name = file.card.trigger or f"adapter {len(found) + 1}"
@@ -151,7 +163,7 @@ def _concepts(base: Base, files: Sequence[AnyFile], weights: Sequence[float], co
         adapters = attach_any(base.components, file, base.hash)
         adapters.detach()
         if adapters.warning:
-            warn(console, f"{name}: {adapters.warning}")
+            warn(tell, f"{name}: {adapters.warning}")
         adapters.to(base.device)
         found.append(Concept(f"{name} ({len(found) + 1})" if name in taken else name, adapters, weight))
     return found
@@ -166,15 +178,14 @@ def prompts_of(cards: Sequence[AdapterCard]) -> list[list[str]]:
 
 
 def _activations(
-    base: Base, changes: Changes, files: Sequence[AnyFile], samples: int, console: Console
+    base: Base, changes: Changes, files: Sequence[AnyFile], samples: int, tell: Tell
 ) -> dict[str, LayerGrams]:
     grams: dict[str, LayerGrams] = {}
-    with console.status("drawing each subject's prompts"):
-        for found in gather(base, changes, prompts_of([file.card for file in files]), samples=samples):
-            if isinstance(found, Progress):
-                console.print(f"Looked at {found.done} of {found.total} sets of prompts.", highlight=False)
-            else:
-                grams = found
+    for found in gather(base, changes, prompts_of([file.card for file in files]), samples=samples):
+        if isinstance(found, Progress):
+            tell(found)
+        else:
+            grams = found
     return grams
 
 

@@ -37,12 +37,11 @@ def progress(job: Job) -> str:
 def table(jobs: list[Job]) -> Table:
     """A row a job."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("job", "state", "what", "method", "base", "progress"):
+    for name in ("job", "state", "what", "how", "base", "progress"):
         grid.add_column(name, overflow="fold")
     for job in jobs:
-        method = str(job.request.config["adapter"]["method"])
         detail = job.failure.what if job.failure is not None else progress(job)
-        grid.add_row(*(escape(cell) for cell in (job.id, job.state, job.title, method, job.base, detail)))
+        grid.add_row(*(escape(cell) for cell in (job.id, job.state, job.title, job.request.what, job.base, detail)))
     return grid
 
 
@@ -55,7 +54,7 @@ def lines(job: Job) -> Iterator[str]:
     """What `studio jobs show` prints."""
     yield f"{job.id}: {job.title}, {job.state}"
     yield f"folder: {job.folder}"
-    yield f"base: {job.base}, method: {job.request.config['adapter']['method']}"
+    yield f"base: {job.base}, {job.kind}: {job.request.what}"
     if text := progress(job):
         yield f"progress: {text}"
     if job.progress.loss is not None:

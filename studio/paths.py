@@ -32,6 +32,11 @@ def slug(text: str, limit: int = 40) -> str:
     return words[:limit].strip("-") or "untitled"
 
 
+def picture_name(number: int) -> str:
+    """Of the picture of that number, in the folder of a job that draws some."""
+    return f"pictures/{number:04d}.png"
+
+
 def next_free(parent: Path, stem: str) -> Path:
     """`parent/stem-<n>` with n one more than the largest there is."""
     return parent / f"{stem}-{max(numbered(parent, stem), default=0) + 1}"

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.orm import Session
@@ -23,7 +22,7 @@ from studio import event_log, locks
 from studio.event_log import Chunk
 from studio.failures import Failure
 from studio.paths import data_dir, state_dir
-from studio.store import Ask, Job, State, Store, TrainRequest, jobs
+from studio.store import Ask, Job, JobRequest, State, Store, jobs
 from studio.store.states import ACTIVE, AT_ONCE, GIVEN_UP, TOLD, WAITING
 
 MAX_CRASHES = 3
@@ -41,14 +40,12 @@ class Submission(BaseModel):
     """What `submit` takes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    config: dict[str, Any]
-    """A validated TrainConfig as JSON, its paths absolute (studio.submitting.submission)."""
+    request: JobRequest
+    """What to do (studio.submitting.submission makes and checks a training)."""
     title: str
     """What people call it."""
     folder: Path | None = None
     """The run's folder; left out: one of the queue's own, named by the job's id."""
-    resume: bool = False
-    """Go on from the checkpoint in `folder`."""
     batch: str | None = None
     key: str | None = None
     """The client's name for this submission: submitted twice, it is one job."""
@@ -64,11 +61,16 @@ class Queue:
     # --- looking ------------------------------------------------------------------------------------------
 
     def list_jobs(
-        self, states: Sequence[State] = (), *, batch: str | None = None, limit: int | None = None
+        self,
+        states: Sequence[State] = (),
+        *,
+        batch: str | None = None,
+        kind: str | None = None,
+        limit: int | None = None,
     ) -> list[Job]:
         """What is not over in the order of the queue, then what is, the last one first."""
         with self.store.reading() as session:
-            return jobs.listed(session, states, batch, limit)
+            return jobs.listed(session, states, batch, limit, kind)
 
     def get_job(self, id: str) -> Job:
         """The job of that id, or of the only one that begins so; MissingError where there is none."""
@@ -88,14 +90,19 @@ class Queue:
 
     def submit(self, submission: Submission) -> str:
         """The id of a new job at the queue's end, or of the one that the same key has made before."""
-        request = TrainRequest(config=submission.config, resume=submission.resume)
         with self.store.writing() as session:
             if submission.key is not None and (known := jobs.by_key(session, submission.key)):
                 return known.id
             id = jobs.new_id()
             folder = (submission.folder or self.home / "runs" / id).absolute()
             job = jobs.insert(
-                session, request, folder, id=id, title=submission.title, batch=submission.batch, key=submission.key
+                session,
+                submission.request,
+                folder,
+                id=id,
+                title=submission.title,
+                batch=submission.batch,
+                key=submission.key,
             )
             return job.id
 

@@ -21,7 +21,14 @@ from trainers.events import Event
 from trainers.result import ADAPTER_NAME
 
 RUNS = Path("runs")
-_LEFTOVERS = (f".{ADAPTER_NAME}.*.part", ".config.yaml.*.part", "checkpoints/.step-*.part", "samples/.step-*.part")
+_LEFTOVERS = (
+    f".{ADAPTER_NAME}.*.part",
+    ".config.yaml.*.part",
+    ".*.report.*.part",
+    "checkpoints/.step-*.part",
+    "samples/.step-*.part",
+    "pictures/.*.part",
+)
 
 
 @dataclass(frozen=True)

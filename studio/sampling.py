@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -14,22 +14,19 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from adapters.adapter_set import AdapterSet
-from adapters.digest import file_sha256
 from adapters.errors import MissingError, UnknownNameError, UserInputError
-from adapters.extras import summed
-from adapters.formats.open import AnyFile, attach_any, open_adapter
+from adapters.formats.open import AnyFile, open_adapter
 from studio import __version__
-from studio.auto_regions import FoundRegions, is_auto
+from studio.auto_regions import is_auto
+from studio.drawing import Loaded, Tell, common_schedule, drawn
 from studio.paths import LIBRARY_PREFIX, next_free, slug
 from studio.recipe import AdapterUse, Recipe, save_png
-from studio.regions import drawing_regions, parse_regions, places
+from studio.regions import parse_regions
 from trainers.bases import pick_device, pick_dtype
-from trainers.captions import has_word
-from trainers.fast.sampling import fast_sampling
+from trainers.events import Event, Note, Progress
 from trainers.result import ADAPTER_NAME
 from trainers.samples import grid
-from trainers.sdxl import SCHEDULERS, Base, generate, load_base
+from trainers.sdxl import SCHEDULERS, Base, load_base
 
 PICTURES = Path("samples")
 Value = TypeVar("Value")
@@ -55,17 +52,6 @@ class Request:
     out: Path | None = None
     regions: Sequence[str] = ()
     """As `--region` takes them: a place and a prompt each, or "auto" alone."""
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    path: Path
-    file: AnyFile
-    strength: float
-    part: str | None
-
-    def use(self) -> AdapterUse:
-        return AdapterUse(file=str(self.path), sha256=file_sha256(self.path), strength=self.strength, part=self.part)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -95,40 +81,13 @@ def sample(request: Request, console: Console) -> Path:
     if request.scheduler not in SCHEDULERS:
         raise UnknownNameError("scheduler", request.scheduler, list(SCHEDULERS))
     loaded = _load(request)
-    files = [one.file for one in loaded]
-    regions = [] if is_auto(request.regions) else parse_regions(request.regions)
-    name, schedule = request.base or common_base(files), common_schedule(files)
-    told = [" ".join([prompt, *request.regions]) for prompt in request.prompts]  # a region may say the trigger
-    for warning in prompt_warnings(told, files):
-        warn(console, warning)
+    name = request.base or common_base([one.file for one in loaded])
+    common_schedule([one.file for one in loaded])  # what cannot go together is said before a base is loaded
+    if not is_auto(request.regions):
+        parse_regions(request.regions)
     device = pick_device(None)
     base = load_base(name, device=device, dtype=pick_dtype("auto", device))
-    base.set_schedule(*schedule)
-    out = request.out or next_free(PICTURES, slug(request.prompts[0]))
-    sets: list[AdapterSet] = []
-    with ExitStack() as stack:
-        for one in loaded:
-            attached = attach_any(base.components, one.file, base.hash, one.part)
-            attached.to(base.device)
-            stack.callback(attached.detach)
-            attached.strength = one.strength
-            sets.append(attached)
-            if attached.warning:
-                warn(console, f"{one.path}: {attached.warning}")
-        stack.enter_context(base.speaking(summed([(attached.extras, 1.0) for attached in sets]).words))
-        stack.enter_context(fast_sampling(base.unet, sets))
-        wanted = recipes(request, base, [one.use() for one in loaded])
-        size, guided = wanted[0].size, request.guidance > 1
-        if request.regions and any(attached.extras.vectors for attached in sets):
-            warn(console, "Changes of biases and norms act in the whole picture, not in a region alone.")
-        if regions:
-            stack.enter_context(drawing_regions(base, regions, places(regions, files, sets), size, guided))
-        found = None
-        if is_auto(request.regions):
-            found = FoundRegions(base, [one.prompt for one in wanted], files, sets, size, request.steps, guided)
-            for warning in found.warnings:
-                warn(console, warning)
-        return _draw(request, base, wanted, out, console, found)
+    return _draw(request, base, loaded, request.out or next_free(PICTURES, slug(request.prompts[0])), console)
 
 
 def warn(console: Console, text: str) -> None:
@@ -136,12 +95,27 @@ def warn(console: Console, text: str) -> None:
     console.print(f"Warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
-def _load(request: Request) -> list[_Loaded]:
+def teller(console: Console) -> Tell:
+    """Shows on that console what is worth a line: warnings, and how far it is."""
+
+    def tell(event: Event) -> None:
+        match event:
+            case Note(level="warning"):
+                warn(console, event.text)
+            case Progress(stage="prompts"):
+                console.print(f"Looked at {event.done} of {event.total} sets of prompts.", highlight=False)
+            case _:
+                pass
+
+    return tell
+
+
+def _load(request: Request) -> list[Loaded]:
     paths = [adapter_path(given) for given in request.adapters]
     strengths = for_each("strength", list(request.strengths) or [1.0], len(paths))
     parts = for_each("part", list[str | None](request.parts) or [None], len(paths))
     return [
-        _Loaded(path, open_adapter(path), strength, part)
+        Loaded(path, open_adapter(path), strength, part)
         for path, strength, part in zip(paths, strengths, parts, strict=True)
     ]
 
@@ -167,28 +141,6 @@ def common_base(files: Sequence[AnyFile]) -> str:
     return bases[0] if bases else "embedded"
 
 
-def common_schedule(files: Sequence[AnyFile]) -> tuple[str, bool]:
-    """How the adapters were trained to denoise (Base.set_schedule); without any, as the base was."""
-    cards = [file.card for file in files if file.card.base_hash]
-    ways = list(dict.fromkeys((card.prediction_type, card.zero_terminal_snr) for card in cards))
-    if len(ways) > 1:
-        raise UserInputError(
-            "These adapters predict different things (prediction_type or zero_terminal_snr differ).",
-            "Draw with those that agree; studio info FILE tells what each was trained for.",
-        )
-    return ways[0] if ways else ("auto", False)
-
-
-def prompt_warnings(prompts: Sequence[str], files: Sequence[AnyFile]) -> Iterator[str]:
-    """A sentence for each trigger that a prompt lacks: the subject will hardly show."""
-    for file in files:
-        subjects = file.card.subjects
-        for prompt in prompts:
-            if subjects and not any(has_word(prompt, trigger) for trigger, _ in subjects):
-                phrase = '" or "'.join(f"{trigger} {word}".strip() for trigger, word in subjects)
-                yield f'The prompt "{prompt}" lacks the trigger "{subjects[0][0]}"; say "{phrase}" for the subject.'
-
-
 def recipes(request: Request, base: Base, uses: Sequence[AdapterUse]) -> list[Recipe]:
     """One recipe a picture: prompt after prompt, the same seeds for each."""
     size = request.size or (base.native_resolution, base.native_resolution)
@@ -212,37 +164,22 @@ def recipes(request: Request, base: Base, uses: Sequence[AdapterUse]) -> list[Re
     ]
 
 
-def _draw(
-    request: Request, base: Base, wanted: Sequence[Recipe], out: Path, console: Console, found: FoundRegions | None
-) -> Path:
+def _draw(request: Request, base: Base, loaded: Sequence[Loaded], out: Path, console: Console) -> Path:
+    wanted, tell = recipes(request, base, [one.use() for one in loaded]), teller(console)
     pictures: list[Image.Image] = []
-    stream = generate(
-        base,
-        [recipe.prompt for recipe in wanted],
-        seeds=[recipe.seed for recipe in wanted],
-        negative=request.negative,
-        width=wanted[0].size[0],
-        height=wanted[0].size[1],
-        inference_steps=request.steps,
-        guidance=request.guidance,
-        scheduler=request.scheduler,
-        routing=None if found is None else found.routing,
-    )
-    progress = track(
-        stream, "drawing", total=len(wanted), console=console, transient=True, disable=not console.is_terminal
-    )
-    for recipe, picture in zip(wanted, progress, strict=True):
-        path = out / f"{slug(recipe.prompt)}-{recipe.seed}.png"
-        save_png(path, picture, (recipe,))
-        pictures.append(picture)
-        console.print(str(path), markup=False, highlight=False, soft_wrap=True)
-        if found is not None:
-            found.save(path, len(pictures) - 1, picture.size)
-            for subject in found.unplaced(len(pictures) - 1):
-                warn(console, f"No place was found for {subject}: the base may draw too few things. Another seed may.")
-    columns = request.count if len(request.prompts) > 1 else math.ceil(math.sqrt(request.count))
+    found = None
+    with closing(drawn(base, loaded, wanted, tell)) as stream:
+        for picture in track(
+            stream, "drawing", total=len(wanted), console=console, transient=True, disable=not console.is_terminal
+        ):
+            path = out / f"{slug(picture.recipe.prompt)}-{picture.recipe.seed}.png"
+            picture.save(path, tell)
+            pictures.append(picture.image)
+            console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+            found = picture.found
     if found is not None:
         console.print(found.legend, markup=False, highlight=False, soft_wrap=True)
     whole = out / "grid.png"
+    columns = request.count if len(request.prompts) > 1 else math.ceil(math.sqrt(request.count))
     save_png(whole, grid(pictures, columns), tuple(wanted))
     return whole

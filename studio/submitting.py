@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from adapters.errors import UserInputError
 from studio import config, runs
 from studio.queue import Submission
-from studio.store import Job
+from studio.store import Job, TrainRequest
 from studio.training import Request, configure
 from trainers.config import TrainConfig
 
@@ -37,10 +38,9 @@ def checked(
         runs.check_folder(folder, whole, resume=resume)
     captions = whole.data.captions
     return Submission(
-        config=whole.model_dump(mode="json"),
+        request=TrainRequest(config=whole.model_dump(mode="json"), resume=resume),
         title=" ".join(filter(None, (captions.trigger, captions.class_word))),
         folder=None if folder is None else folder.expanduser().absolute(),
-        resume=resume,
         batch=batch,
         key=key,
     )
@@ -48,7 +48,9 @@ def checked(
 
 def again(job: Job, *, preset: str | None = None, assignments: list[str] | None = None) -> Submission:
     """A new job with another one's settings, and other values over them: those of a preset, then --set's."""
-    values = dict(job.request.config)
+    if not job.config:
+        raise UserInputError(f"Job {job.id} trains nothing.", "Only trainings have settings and presets.")
+    values = dict(job.config)
     layers = [config.Layer(f"job {job.id}", values)]
     if preset is not None:
         layers += config.preset_layers(preset, config.family_of(str(values["base"])))

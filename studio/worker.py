@@ -9,10 +9,13 @@ from rich.console import Console
 
 from adapters.errors import StudioError, UserInputError
 from studio import claims
+from studio.fuse_run import FuseRun
 from studio.job_run import JobRun
 from studio.queue import Queue
+from studio.sample_run import SampleRun
 from studio.stopping import Stop
 from studio.store.states import WAITING
+from studio.train_run import TrainRun
 from studio.workers import FOREVER, Terms
 from trainers.bases import BaseKeeper
 
@@ -20,6 +23,9 @@ _POLL_SECONDS = 1.0
 _AFTER_ERROR_SECONDS = 10.0
 _KEEP_BASE_SECONDS = 60.0
 """How long the base of the last job stays in memory while there is no other job."""
+
+RUNS: dict[str, type[JobRun]] = {"train": TrainRun, "sample": SampleRun, "fuse": FuseRun}
+"""Who does a job of which kind."""
 
 
 class Worker:
@@ -74,7 +80,7 @@ class Worker:
             return False
         went_well = False
         try:
-            went_well = JobRun(claim, self.device, self.keeper, self.stop, self.console).run()
+            went_well = RUNS[claim.job.kind](claim, self.device, self.keeper, self.stop, self.console).run()
         finally:
             if not went_well:  # what a failed run has left of the base, nobody knows
                 self.keeper.drop()

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from safetensors import safe_open
 
-from studio import job_run
+from studio import train_run
 from studio.progress import LineDisplay
 from studio.queue import Queue
 from studio.stopping import Stop
@@ -52,7 +52,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, see: Callable[[Event], None]) -> None
         def show(self, event: Event) -> None:
             see(event)
 
-    monkeypatch.setattr(job_run, "display_for", Watching)
+    monkeypatch.setattr(train_run, "display_for", Watching)
 
 
 def fail_once(monkeypatch: pytest.MonkeyPatch, error: Exception, step: int = 2) -> None:

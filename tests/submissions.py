@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from studio.queue import Submission
+from studio.store import TrainRequest
 
 
-def submission(title: str = "sks dog", **more: Any) -> Submission:
-    return Submission(config={"base": "embedded", "adapter": {"method": "lora"}}, title=title, **more)
+def submission(title: str = "sks dog", *, resume: bool = False, **more: Any) -> Submission:
+    config = {"base": "embedded", "adapter": {"method": "lora"}}
+    return Submission(request=TrainRequest(config=config, resume=resume), title=title, **more)

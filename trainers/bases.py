@@ -71,6 +71,17 @@ class BaseKeeper:
             self._key = key
         return self._base
 
+    def for_drawing(self, name: str, device: torch.device) -> Base:
+        """The base for pictures: the kept one where it is that, in all its bits."""
+        dtype = pick_dtype("auto", device)
+        key = (name, _files(Path(name).expanduser()), device, dtype)
+        wanted = [(*key, text_encoders, False, "none", None) for text_encoders in (False, True)]
+        if self._base is None or self._key not in wanted:
+            self.drop()
+            self._base = load_base(name, device=device, dtype=dtype)
+            self._key = wanted[0]
+        return self._base
+
     def drop(self) -> None:
         """Lets go of the base and of the memory that it lay in."""
         self._key = self._base = None

@@ -56,7 +56,7 @@ def add_to(app: FastAPI, studio: Studio) -> None:
 
 def references(job: Job) -> list[Path]:
     """The pictures that a job learns from, those that a browser can show."""
-    folder = Path(str(job.request.config["data"]["folder"]))
+    folder = Path(str(job.config["data"]["folder"]))
     shown = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".avif")
     if not folder.is_dir():
         return []

@@ -40,7 +40,7 @@ def usual_class(kind: str, before: str) -> str:
 
 def free_trigger(studio: Studio) -> str:
     """A made-up word that no other subject has, so that they can share a picture some day."""
-    used = {str(job.request.config["data"]["captions"]["trigger"]) for job in studio.queue.list_jobs()}
+    used = {str(job.config["data"]["captions"]["trigger"]) for job in studio.queue.list_jobs(kind="train")}
     return next((word for word in _TRIGGERS if word not in used), "")
 
 
@@ -121,9 +121,9 @@ def measured(studio: Studio) -> list[dict[str, Any]]:
         {
             "base": job.base,
             "seconds_per_step": job.progress.seconds_per_step,
-            "pictures": job.request.config["batch_size"] * (2 if job.request.config["prior"]["weight"] else 1),
+            "pictures": job.config["batch_size"] * (2 if job.config["prior"]["weight"] else 1),
         }
-        for job in studio.queue.list_jobs(("done",), limit=20)
+        for job in studio.queue.list_jobs(("done",), kind="train", limit=20)
         if job.progress.seconds_per_step
     ]
 
@@ -148,11 +148,11 @@ def trigger_note(studio: Studio, draft: Draft) -> str:
 def copy_of(studio: Studio, id: str, job: str) -> Draft:
     """The draft `id` filled with the pictures and the settings of a job. MissingError where there is no such job."""
     found = studio.queue.get_job(job)
-    captions = found.request.config["data"]["captions"]
+    captions = found.config["data"]["captions"]
     base = found.base if found.base in studio.bases else "embedded"
-    text = json.dumps({key: value for key, value in found.request.config.items() if key not in ("data", "prior")})
+    text = json.dumps({key: value for key, value in found.config.items() if key not in ("data", "prior")})
     with studio.drafts.changing(id) as draft:
-        folder = Path(str(found.request.config["data"]["folder"]))
+        folder = Path(str(found.config["data"]["folder"]))
         uploads.take(studio.drafts, draft, sorted(folder.iterdir()) if folder.is_dir() else [])
         draft.name, draft.class_word, draft.trigger = found.title, captions["class_word"], captions["trigger"]
         draft.base = base

@@ -12,8 +12,9 @@ from sqlalchemy import CursorResult, case, func, select, update
 from sqlalchemy.orm import Session
 
 from adapters.errors import MissingError, UserInputError
+from studio.store.requests import JobRequest
 from studio.store.states import ACTIVE, OVER, STATES, WAITING, Ask, State, sources
-from studio.store.tables import Command, Job, TrainRequest
+from studio.store.tables import Command, Job
 
 _ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
 """Without letters and digits that are taken for each other."""
@@ -34,7 +35,7 @@ def newest_revision(session: Session) -> int:
 
 
 def insert(
-    session: Session, request: TrainRequest, folder: Path, *, id: str, title: str, batch: str | None, key: str | None
+    session: Session, request: JobRequest, folder: Path, *, id: str, title: str, batch: str | None, key: str | None
 ) -> Job:
     """A queued job at the end of the queue; UserInputError where another one is to write into its folder."""
     taken = session.scalar(select(Job.id).where(Job.folder == str(folder), Job.state.not_in(OVER)))
@@ -49,7 +50,7 @@ def insert(
         revision=newest_revision(session) + 1,
         request=request,
         folder=str(folder),
-        base=str(request.config["base"]),
+        base=request.base,
         batch=batch,
         created=now(),
     )
@@ -76,12 +77,16 @@ def find(session: Session, id: str) -> Job:
     raise MissingError(f"There is no job {id!r}.", "studio jobs list tells their ids.")
 
 
-def listed(session: Session, states: Sequence[State], batch: str | None, limit: int | None) -> list[Job]:
+def listed(
+    session: Session, states: Sequence[State], batch: str | None, limit: int | None, kind: str | None = None
+) -> list[Job]:
     """What is not over by place in the queue, then what is, the last one first."""
     over = Job.state.in_(OVER)
     query = select(Job).where(Job.state.in_(states or STATES))
     if batch is not None:
         query = query.where(Job.batch == batch)
+    if kind is not None:
+        query = query.where(Job.kind == kind)
     order = case((over, -Job.revision), else_=Job.position)
     return list(session.scalars(query.order_by(case((over, 1), else_=0), order).limit(limit)))
 

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 from sqlalchemy import JSON, Dialect, ForeignKey, String, TypeDecorator
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
 
 from studio.failures import Failure
+from studio.store.requests import JobRequest, TrainRequest
 from studio.store.states import Ask, State
-
-
-class TrainRequest(BaseModel):
-    """What a training job is asked to do."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    kind: Literal["train"] = "train"
-    config: dict[str, Any]
-    """A validated trainers.config.TrainConfig, dumped as JSON; its paths are absolute."""
-    resume: bool = False
-    """Whether the first attempt, too, goes on from a checkpoint that lies in the folder."""
 
 
 class Summary(BaseModel):
@@ -64,15 +54,15 @@ class _Typed(TypeDecorator[Any]):
     impl = JSON
     cache_ok = True
 
-    def __init__(self, kind: type) -> None:
+    def __init__(self, kind: Any) -> None:
         super().__init__(none_as_null=True)
-        self.kind = kind
+        self.kind = TypeAdapter[Any](kind)
 
     def process_bind_param(self, value: Any | None, dialect: Dialect) -> Any:
-        return None if value is None else TypeAdapter(self.kind).dump_python(value, mode="json")
+        return None if value is None else self.kind.dump_python(value, mode="json")
 
     def process_result_value(self, value: Any | None, dialect: Dialect) -> Any:
-        return None if value is None else TypeAdapter(self.kind).validate_python(value)
+        return None if value is None else self.kind.validate_python(value)
 
 
 class Table(MappedAsDataclass, DeclarativeBase):
@@ -83,7 +73,6 @@ class Table(MappedAsDataclass, DeclarativeBase):
         list[str]: JSON,
         State: String,
         Ask: String,
-        TrainRequest: _Typed(TrainRequest),
         Summary: _Typed(Summary),
         Failure: _Typed(Failure),
     }
@@ -105,7 +94,7 @@ class Job(Table, kw_only=True):
     """Waiting jobs are taken by ascending position."""
     revision: Mapped[int]
     """Grows with every change of any job: what changed last, whatever the clock says."""
-    request: Mapped[TrainRequest]
+    request: Mapped[JobRequest] = mapped_column(_Typed(JobRequest))
     folder: Mapped[str]
     base: Mapped[str]
     batch: Mapped[str | None] = mapped_column(default=None)
@@ -125,6 +114,11 @@ class Job(Table, kw_only=True):
     def run(self) -> Path:
         """The run's folder."""
         return Path(self.folder)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """A training's configuration; empty for what trains nothing."""
+        return self.request.config if isinstance(self.request, TrainRequest) else {}
 
 
 class Command(Table, kw_only=True):

@@ -72,7 +72,7 @@ def test_a_submitted_job_is_what_train_would_have_run(queue: Queue, pictures: Pa
         {**flags, "base": BASE, "steps": 7}, preset="quick", assignments=["sample.count=0", "adapter.rank=3"]
     )
     job = queue.get_job(id)
-    assert job.request.config == training.configure(request).model_dump(mode="json")
+    assert job.config == training.configure(request).model_dump(mode="json")
     assert (job.state, job.title) == ("queued", "sks octopus")
 
 
@@ -81,7 +81,7 @@ def test_paths_in_a_job_do_not_depend_on_where_the_worker_is(
 ):
     monkeypatch.chdir(pictures.parent)
     job = queue.get_job(told("submit", pictures.name, *FLAGS, "--out", "out", "--no-worker"))
-    assert job.request.config["data"]["folder"] == str(pictures)
+    assert job.config["data"]["folder"] == str(pictures)
     assert job.run == pictures.parent / "out"
 
 
@@ -151,7 +151,7 @@ def test_a_job_is_shown_with_its_folder_and_its_failure(queue: Queue, pictures: 
 def test_trying_again_with_other_settings_makes_a_job_of_them(queue: Queue, three: list[str]):
     queue.send(three[0], "cancel")
     new = told("jobs", "retry", three[0], "--preset", "low-memory", "--set", "steps=2", "--no-worker")
-    config = queue.get_job(new).request.config
+    config = queue.get_job(new).config
     assert new != three[0] and config["gradient_checkpointing"] and config["steps"] == 2
 
 

@@ -194,6 +194,6 @@ def test_a_failed_job_is_tried_again_with_other_settings_as_a_new_one(
     first = submit(queue, job_config)
     work(queue)
     second = queue.submit(again(queue.get_job(first), preset="low-memory", assignments=["steps=2"]))
-    changed = queue.get_job(second).request.config
+    changed = queue.get_job(second).config
     assert (changed["gradient_checkpointing"], changed["steps"], changed["seed"]) == (True, 2, job_config.seed)
     assert queue.get_job(second).run != queue.get_job(first).run

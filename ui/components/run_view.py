@@ -84,7 +84,7 @@ def samples(job: Job, course: Course) -> str:
 
 
 def _prompts(job: Job) -> list[str]:
-    config = job.request.config
+    config = job.config
     captions = config["data"]["captions"]
     texts = config["sample"]["prompts"] or [captions["template"]]
     return [
@@ -94,7 +94,7 @@ def _prompts(job: Job) -> list[str]:
 
 
 def _row(job: Job, shown: list[tuple[int, str]], prompt: str, place: int, prompts: int, reference: str) -> str:
-    count = int(job.request.config["sample"]["count"]) or 1
+    count = int(job.config["sample"]["count"]) or 1
     # A file holds all prompts of its step, one under the other: each row shows its own part of it.
     cut = f"aspect-ratio: {count}; object-position: 0 {100 * place / (prompts - 1):.3f}%" if prompts > 1 else ""
     wide = " s-wide" if prompts > 1 and count > 1 else ""

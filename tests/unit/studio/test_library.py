@@ -22,7 +22,7 @@ from adapters.files import FusedConcept
 from adapters.formats.peft_options import peft_options
 from studio import library as library_module
 from studio.library import LONGEST, Library
-from studio.queue import Queue, Submission
+from studio.queue import Queue
 from studio.store import Store
 from studio.store.migrations import MIGRATIONS
 from tests.library import files, foreign, made, names, picture, sha256
@@ -187,7 +187,7 @@ def test_the_librarys_own_files_make_it_anew_when_its_database_is_lost(library: 
 
 
 def test_a_job_that_finished_twice_has_one_adapter(library: Library, tmp_path: Path):
-    job = Queue(library.home).submit(Submission(config={"base": "embedded", "adapter": {"method": "lora"}}, title="t"))
+    job = Queue(library.home).submit(submission("t"))
     library.add(made(tmp_path / "a.safetensors", 1), job=job)
     second = library.add(made(tmp_path / "a.safetensors", 2), job=job)
     assert [(entry.id, entry.job) for entry in library.list_adapters()] == [(second, job)]

@@ -58,8 +58,8 @@ def test_a_job_keeps_what_it_was_asked_for(queue: Queue, tmp_path: Path):
     id = queue.submit(submission("sks dog", folder=tmp_path / "out", batch="b", resume=True))
     job = queue.get_job(id)
     assert (job.title, job.state, job.batch, job.base) == ("sks dog", "queued", "b", "embedded")
-    assert job.run == tmp_path / "out" and job.request.resume
-    assert job.request.config == submission().config
+    assert job.run == tmp_path / "out"
+    assert job.request == submission(resume=True).request
 
 
 def test_a_folder_of_the_queues_own_is_named_by_the_id_alone(queue: Queue):

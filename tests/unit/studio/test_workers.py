@@ -65,7 +65,7 @@ def stub(
 
 def submit(queue: Queue, count: int = 1) -> list[str]:
     config = {"base": "embedded", "adapter": {"method": "lora"}}
-    return [queue.submit(Submission(config=config, title="sks")) for _ in range(count)]
+    return [queue.submit(Submission(request=TrainRequest(config=config), title="sks")) for _ in range(count)]
 
 
 def gpus(monkeypatch: pytest.MonkeyPatch, visible: str) -> None:

@@ -42,7 +42,7 @@ def job_of(queue: Queue, title: str) -> str:
         "base": "embedded", "adapter": {"method": "lora"}, "sample": {"prompts": [], "count": 4},
         "data": {"folder": "nowhere", "captions": {"trigger": "sks", "class_word": "dog", "template": "a {trigger}"}},
     }  # fmt: skip
-    return queue.submit(Submission(config=config, title=title))
+    return queue.submit(Submission(request=TrainRequest(config=config), title=title))
 
 
 def stepped(step: int, loss: float) -> Stepped:

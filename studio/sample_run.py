@@ -1,0 +1,72 @@
+"""Pictures from the queue: RUN/pictures/0000.png and so on, in the order of the request. Those that are there stay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from adapters.errors import UnknownNameError
+from adapters.formats.open import open_adapter
+from studio import __version__
+from studio.drawing import Loaded, drawn
+from studio.paths import picture_name
+from studio.recipe import Recipe
+from studio.short_run import ShortRun
+from studio.store import SampleRequest, Use
+from trainers.events import Progress
+from trainers.sdxl import SCHEDULERS, Base
+
+
+class SampleRun(ShortRun):
+    """Draws what is missing of a job's pictures; those of the same adapters follow each other."""
+
+    def _work(self) -> None:
+        request = self.claim.job.request
+        assert isinstance(request, SampleRequest)
+        if request.scheduler not in SCHEDULERS:
+            raise UnknownNameError("scheduler", request.scheduler, list(SCHEDULERS))
+        base = self.base(request.base)
+        missing = [number for number in range(len(request.drawings)) if not self._path(number).exists()]
+        for uses in dict.fromkeys(request.drawings[number].uses for number in missing):
+            self._draw(request, base, uses, [one for one in missing if request.drawings[one].uses == uses])
+
+    def _draw(self, request: SampleRequest, base: Base, uses: Sequence[Use], numbers: Sequence[int]) -> None:
+        paths = [self.adapter(use.adapter) for use in uses]
+        loaded = [
+            Loaded(path, open_adapter(path), use.strength, use.part) for path, use in zip(paths, uses, strict=True)
+        ]
+        wanted = recipes(request, base, loaded, numbers)
+        with closing(drawn(base, loaded, wanted, self.tell)) as pictures:
+            for number, picture in zip(numbers, pictures, strict=True):
+                picture.save(self._path(number), self.tell)
+                self._count(request)
+
+    def _count(self, request: SampleRequest) -> None:
+        done = sum(self._path(number).exists() for number in range(len(request.drawings)))
+        self.tell(Progress(stage="pictures", done=done, total=len(request.drawings)))
+
+    def _path(self, number: int) -> Path:
+        return self.folder.path / picture_name(number)
+
+
+def recipes(request: SampleRequest, base: Base, loaded: Sequence[Loaded], numbers: Sequence[int]) -> list[Recipe]:
+    """Those of the drawings with these numbers."""
+    uses = tuple(one.use() for one in loaded)
+    return [
+        Recipe(
+            prompt=request.drawings[number].prompt,
+            negative=request.negative,
+            seed=request.drawings[number].seed,
+            size=request.size or (base.native_resolution, base.native_resolution),
+            steps=request.steps,
+            guidance=request.guidance,
+            scheduler=request.scheduler,
+            adapters=uses,
+            base=base.name,
+            base_hash=base.hash,
+            version=__version__,
+            regions=request.regions,
+        )
+        for number in numbers
+    ]
