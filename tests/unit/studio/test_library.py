@@ -26,6 +26,7 @@ from studio.queue import Queue
 from studio.store import Store
 from studio.store.migrations import MIGRATIONS
 from tests.library import files, foreign, made, names, picture, sha256
+from tests.submissions import submission
 from trainers.thumbnail import data_url
 
 HOSTILE = ["../../etc/passwd", "a\0b", "/abs", "ünïcode 🐙", "x" * 10_000, "a\nb\u202e", "%_\\' OR 1=1 --", "\ud800"]

@@ -18,6 +18,7 @@ from adapters.errors import StudioError, UserInputError
 from studio import locks, workers
 from studio.queue import Queue, Submission
 from studio.stopping import Stop
+from studio.store import TrainRequest
 from studio.workers import Terms
 
 _STUB = """#!{python}

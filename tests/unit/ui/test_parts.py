@@ -16,7 +16,7 @@ from studio.clerk_answers import QUESTIONS
 from studio.clerk_process import answer
 from studio.failures import Failure
 from studio.queue import Queue, Submission
-from studio.store import jobs
+from studio.store import TrainRequest, jobs
 from trainers.events import Note, Sampled, Started, Stepped
 from ui import uploads
 from ui.components import run_view
