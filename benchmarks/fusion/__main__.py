@@ -33,8 +33,8 @@ STAGES = {"run": ("train", "draw"), "train": ("train",), "draw": ("draw",)}
 
 
 def plan_of(chosen: argparse.Namespace) -> Plan:
-    """All groups and variants, or those whose names contain what was asked for."""
-    picked = [g for g in groups() if not chosen.groups or any(w in f"{g.kind}: {g.name}" for w in chosen.groups)]
+    """All groups and variants, or those whose names contain what was asked for, in the order in which it was."""
+    picked = dict.fromkeys(g for w in chosen.groups or [""] for g in groups() if w in f"{g.kind}: {g.name}")
     ways = [v for v in variants() if not chosen.variants or v.name in chosen.variants]
     return Plan(
         chosen.work, tuple(picked), tuple(ways), tuple(chosen.seeds), chosen.pictures, chosen.tries, chosen.steps
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("tar", nargs="?", type=Path, help="prepare: emoji_rgba128.tar")
     whole.add_argument("--work", type=Path, default=Path("runs/fusion"))
     whole.add_argument("--results", type=Path, default=RESULTS)
-    whole.add_argument("--groups", nargs="+", metavar="TEXT", help="only groups whose kind or name has this in it")
+    whole.add_argument("--groups", nargs="+", metavar="TEXT", help="only groups with this in their kind or name")
     whole.add_argument("--variants", nargs="+", metavar="NAME", help="only these rows of the table")
     whole.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     whole.add_argument("--pictures", type=int, default=12, help="of each cell")

@@ -43,6 +43,12 @@ def base() -> Base:
     return load_base("embedded", device=device, dtype=pick_dtype("auto", device), resident=resident)
 
 
+@lru_cache(1)
+def base_on_cpu() -> Base:
+    """The same there."""
+    return base() if base().device.type == "cpu" else load_base("embedded")
+
+
 def choose_noises(group: Group, work: Path, count: int, tries: int) -> None:
     """Keeps the seeds, for each order of places, from which the base's emptiest place is fullest."""
     size = len(group.members)
@@ -54,17 +60,17 @@ def choose_noises(group: Group, work: Path, count: int, tries: int) -> None:
     for order in range(size):
         numbers = sorted(range(order, len(tried), size), key=lambda number: -emptiest[number])
         best.append([tried[number].seed for number in numbers[: -(-count // size)]])
-    with atomic_path(_noises_path(group, work)) as part:
+    with atomic_path(noises_path(group, work)) as part:
         part.write_text(json.dumps(best) + "\n", encoding="utf-8")
 
 
 def noises(group: Group, work: Path) -> list[list[int]]:
     """The chosen ones; none where any will do."""
-    path = _noises_path(group, work)
+    path = noises_path(group, work)
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
-def _noises_path(group: Group, work: Path) -> Path:
+def noises_path(group: Group, work: Path) -> Path:
     return work / "noises" / f"{group.name}.json"
 
 
@@ -88,7 +94,7 @@ def draw_joint(group: Group, variants: Sequence[Variant], seed: int, work: Path,
     """All members in one picture, by several ways on the same adapters."""
     members = range(len(group.members))
     files = [_file(group, index, variants[0].kind(index), seed, work) for index in members]
-    fusing = Fusing.of(base(), files) if any(variant.way for variant in variants) else None
+    fusing = Fusing.of(base(), base_on_cpu(), files) if any(variant.way for variant in variants) else None
     return [_joint(group, variant, seed, fusing, files, work, count) for variant in variants]
 
 
@@ -171,8 +177,6 @@ def _regional(wanted: Sequence[Scene], placed: dict[int, AdapterSet]) -> list[Im
 
 def _automatic(wanted: Sequence[Scene], files: Sequence[AnyFile], sets: Sequence[AdapterSet]) -> list[Image.Image]:
     """By regions that are found from the prompt's words."""
-    if len(files) > 2:
-        raise UserInputError("By words alone the base draws two things, not three.", "Give regions.")
     prompts, seeds, side = [scene.prompt for scene in wanted], [scene.seed for scene in wanted], wanted[0].side
     with fast_sampling(base().unet, sets):
         found = FoundRegions(base(), prompts, files, sets, (side, side), STEPS, True)
@@ -190,7 +194,7 @@ def _save(path: Path, pictures: Sequence[Image.Image]) -> None:
     for number, picture in enumerate(pictures):
         sheet.paste(picture, (number * picture.width, 0))
     with atomic_path(path) as part:
-        sheet.save(part, "WEBP", quality=92)
+        sheet.save(part, "WEBP", quality=90)
 
 
 def read_sheet(path: Path) -> torch.Tensor:

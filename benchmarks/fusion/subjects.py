@@ -73,11 +73,11 @@ class Group:
 
 
 def groups() -> list[Group]:
-    """Every pair, triple, and subject with a style."""
+    """Every pair, triple, and subject with a style, which goes first: null-space fusion protects the first."""
     pairs = [Group("pair", tuple(_BY_NAME[name] for name in names)) for names in PAIRS]
     triples = [Group("triple", tuple(_BY_NAME[name] for name in names)) for names in TRIPLES]
     styled = [
-        Group("style", (_BY_NAME[name], Member(STYLE, STYLE_TRIGGER, thing, STYLE_SLOT, style=True)))
+        Group("style", (Member(STYLE, STYLE_TRIGGER, thing, STYLE_SLOT, style=True), _BY_NAME[name]))
         for name, thing in STYLED
     ]
     return [*pairs, *triples, *styled]

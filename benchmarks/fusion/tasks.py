@@ -1,4 +1,4 @@
-"""All trainings and pictures as small tasks in an order that gives a whole first seed early, done by processes."""
+"""All trainings and pictures as small tasks, those of most rows of the table first, done by processes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,9 @@ class Train:
     def done(self, plan: Plan, rows: Sequence[Row]) -> bool:
         return (self.training.folder(plan.work) / ADAPTER_NAME).exists()
 
+    def needs(self, plan: Plan) -> list[Path]:
+        return []
+
     def run(self, plan: Plan) -> list[Row]:
         seconds = train.run(self.training, plan.work, plan.steps)
         training = self.training
@@ -61,6 +65,9 @@ class Noises:
     def done(self, plan: Plan, rows: Sequence[Row]) -> bool:
         return bool(draw.noises(self.group, plan.work))
 
+    def needs(self, plan: Plan) -> list[Path]:
+        return []
+
     def run(self, plan: Plan) -> list[Row]:
         draw.choose_noises(self.group, plan.work, plan.count, plan.tries)
         return []
@@ -72,6 +79,9 @@ class Base:
 
     def done(self, plan: Plan, rows: Sequence[Row]) -> bool:
         return any(row["what"] == "base" and row["group"] == self.group.name for row in rows)
+
+    def needs(self, plan: Plan) -> list[Path]:
+        return _noises_of(self.group, plan)
 
     def run(self, plan: Plan) -> list[Row]:
         return [draw.draw_base(self.group, plan.work, plan.count)]
@@ -88,6 +98,9 @@ class Alone:
         own = {"what": "alone", "group": self.group.name, "member": self.member, "kind": self.kind, "seed": self.seed}
         return any(own.items() <= row.items() for row in rows)
 
+    def needs(self, plan: Plan) -> list[Path]:
+        return [*_noises_of(self.group, plan), _adapter(self.group, self.member, self.kind, self.seed, plan)]
+
     def run(self, plan: Plan) -> list[Row]:
         return [draw.draw_alone(self.group, self.member, self.kind, self.seed, plan.work, plan.count)]
 
@@ -103,6 +116,11 @@ class Joint:
     def done(self, plan: Plan, rows: Sequence[Row]) -> bool:
         return not self.missing(rows)
 
+    def needs(self, plan: Plan) -> list[Path]:
+        kinds = [self.variants[0].kind(index) for index in range(len(self.group.members))]
+        files = [_adapter(self.group, index, kind, self.seed, plan) for index, kind in enumerate(kinds)]
+        return [*_noises_of(self.group, plan), *files]
+
     def missing(self, rows: Sequence[Row]) -> tuple[Variant, ...]:
         known = {row["variant"] for row in rows if self._mine(row)}
         return tuple(variant for variant in self.variants if variant.name not in known)
@@ -117,44 +135,61 @@ class Joint:
 Task = Train | Noises | Base | Alone | Joint
 
 
-def trainings(plan: Plan, seed: int) -> list[Task]:
-    """Every adapter that this seed's pictures need, those of most variants first."""
+def _noises_of(group: Group, plan: Plan) -> list[Path]:
+    return [draw.noises_path(group, plan.work)] if len(group.members) > 2 else []
+
+
+def _adapter(group: Group, member: int, kind: str, seed: int, plan: Plan) -> Path:
+    return train.training_of(group.members[member], kind, seed).folder(plan.work) / ADAPTER_NAME
+
+
+def kinds_of(plan: Plan) -> list[str]:
+    """The adapters' kinds, those of most variants first."""
     kinds = sorted({kind for variant in plan.variants for kind in variant.kinds})
-    kinds.sort(key=lambda kind: -sum(variant.kinds.count(kind) for variant in plan.variants))
+    return sorted(kinds, key=lambda kind: -sum(variant.kinds.count(kind) for variant in plan.variants))
+
+
+def trainings(plan: Plan, kind: str) -> list[Task]:
+    """Every adapter of this kind that pictures need."""
     wanted = [
         train.training_of(member, kind, seed)
-        for kind in kinds
+        for seed in plan.seeds
         for group in plan.groups
         for index, member in enumerate(group.members)
-        if any(variant.kind(index) == kind for variant in plan.variants)
+        if any(variant.joins(group) and variant.kind(index) == kind for variant in plan.variants)
     ]
     return [Train(training) for training in dict.fromkeys(wanted)]
 
 
-def drawings(plan: Plan, seed: int) -> list[Task]:
-    """Pictures of each group: the base's, each adapter's alone, then all ways."""
-    tasks: list[Task] = [Base(group) for group in plan.groups] if seed == plan.seeds[0] else []
-    for group in plan.groups:
+def drawings(plan: Plan, known: Sequence[str]) -> list[Task]:
+    """Pictures that need the last of the known kinds and no unknown one: each adapter's alone, then all ways."""
+    tasks: list[Task] = []
+    for group, seed in ((group, seed) for group in plan.groups for seed in plan.seeds):
         by_kinds: dict[tuple[str, ...], list[Variant]] = {}
         for variant in plan.variants:
-            by_kinds.setdefault(tuple(map(variant.kind, range(len(group.members)))), []).append(variant)
+            if variant.joins(group):
+                by_kinds.setdefault(tuple(map(variant.kind, range(len(group.members)))), []).append(variant)
         alone = {(index, kind) for kinds in by_kinds for index, kind in enumerate(kinds)}
-        tasks += [Alone(group, index, kind, seed) for index, kind in sorted(alone)]
-        tasks += [Joint(group, tuple(variants), seed) for variants in by_kinds.values()]
+        tasks += [Alone(group, index, kind, seed) for index, kind in sorted(alone) if kind == known[-1]]
+        tasks += [Joint(group, tuple(variants), seed) for kinds, variants in by_kinds.items() if _last(kinds, known)]
     return tasks
 
 
+def _last(kinds: Sequence[str], known: Sequence[str]) -> bool:
+    return known[-1] in kinds and set(kinds) <= set(known)
+
+
 def ordered(plan: Plan, stages: Sequence[str]) -> Iterator[Task]:
-    """A seed's pictures come after the next seed's trainings, so that no process waits for another's adapter."""
+    """Kind by kind of the adapters: their trainings, then the pictures that have waited for them."""
     if "draw" in stages:
         yield from (Noises(group) for group in plan.groups if len(group.members) > 2)
-    for number, seed in enumerate(plan.seeds):
+        yield from (Base(group) for group in plan.groups)
+    kinds = kinds_of(plan)
+    for number, kind in enumerate(kinds, 1):
         if "train" in stages:
-            yield from trainings(plan, seed)
-        if "draw" in stages and number > 0:
-            yield from drawings(plan, plan.seeds[number - 1])
-    if "draw" in stages:
-        yield from drawings(plan, plan.seeds[-1])
+            yield from trainings(plan, kind)
+        if "draw" in stages:
+            yield from drawings(plan, kinds[:number])
 
 
 class Record:
@@ -174,20 +209,28 @@ def work_through(plan: Plan, stages: Sequence[str], jobs: int, seconds: float | 
     """Does what is missing in `jobs` processes until the time is up; what runs then is let end."""
     begin, record = time.monotonic(), Record(plan.work)
     missing = [task for task in ordered(plan, stages) if not task.done(plan, record.rows)]
-    print(f"{len(missing)} tasks, {jobs} processes", flush=True)
-    numbers = multiprocessing.get_context("spawn").Value("i", 0)
+    wanted = len(missing)
+    print(f"{wanted} tasks, {jobs} processes", flush=True)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(numbers,)) as pool:
-        futures: dict[Future[list[Row]], Task] = {pool.submit(_run, task, plan): task for task in missing}
-        try:
-            for number, done in enumerate(as_completed(futures, timeout=seconds), 1):
-                _note(record, futures[done], done, f"{time.monotonic() - begin:.0f} s, {number} of {len(missing)}")
-        except TimeoutError:
-            print("The time is up.", flush=True)
-            pool.shutdown(wait=False, cancel_futures=True)
-            for future, task in futures.items():
-                if future.running():
-                    _note(record, task, future, "late")
+    running: dict[Future[list[Row]], Task] = {}
+    with ProcessPoolExecutor(jobs, context, _start, (context.Value("i", 0),)) as pool:
+        while True:
+            if seconds is None or time.monotonic() - begin < seconds:
+                for task in ready(missing, plan, jobs - len(running)):
+                    missing.remove(task)
+                    running[pool.submit(_run, task, plan)] = task
+            if not running:
+                break
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                ended = wanted - len(missing) - len(running) + 1
+                _note(record, running.pop(done), done, f"{time.monotonic() - begin:.0f} s, {ended} of {wanted}")
+    if missing:
+        print(f"{len(missing)} tasks left: the time is up, or what they need is not there.", flush=True)
+
+
+def ready(missing: Sequence[Task], plan: Plan, count: int) -> list[Task]:
+    """The first `count` tasks whose adapters and noises are there."""
+    return list(islice((task for task in missing if all(path.exists() for path in task.needs(plan))), count))
 
 
 def _note(record: Record, task: Task, done: Future[list[Row]], when: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from adapters.fusion.way import WAYS, FusionOptions, find_way
+from benchmarks.fusion.subjects import Group
 
 PLAIN = FusionOptions()
 
@@ -18,6 +19,7 @@ class Variant:
         way: of fusion; None: attached side by side.
         kinds: of the first member's adapter, and of all others'.
         regions: where adapters act, for those that are side by side.
+        most: members of a group. A geodesic lies between two, and by words alone the base draws two things.
     """
 
     name: str
@@ -25,10 +27,14 @@ class Variant:
     kinds: tuple[str, str] = ("lora", "lora")
     options: FusionOptions = PLAIN
     regions: Literal["none", "given", "auto"] = "none"
+    most: int = 3
 
     def kind(self, index: int) -> str:
         """Of a member's adapter."""
         return self.kinds[0] if index == 0 else self.kinds[1]
+
+    def joins(self, group: Group) -> bool:
+        return len(group.members) <= self.most
 
 
 SPECIAL: dict[str, tuple[Variant, ...]] = {
@@ -46,7 +52,7 @@ SPECIAL: dict[str, tuple[Variant, ...]] = {
         Variant("least-squares", "least-squares"),
         Variant("least-squares: Spectral-A", "least-squares", ("spectral-a",) * 2),
     ),
-    "geodesic": (Variant("geodesic: OFT", "geodesic", ("oft",) * 2),),
+    "geodesic": (Variant("geodesic: OFT", "geodesic", ("oft",) * 2, most=2),),
 }
 """Ways that come in several forms, or are for other adapters than LoRA."""
 BASELINE = "sum"
@@ -60,5 +66,5 @@ def variants() -> list[Variant]:
     return [
         *fused,
         Variant("regions given, side by side", None, regions="given"),
-        Variant("regions auto, side by side", None, regions="auto"),
+        Variant("regions auto, side by side", None, regions="auto", most=2),
     ]

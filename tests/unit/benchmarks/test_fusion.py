@@ -16,8 +16,9 @@ from benchmarks.fusion.metric import Cell
 from benchmarks.fusion.scenes import scenes
 from benchmarks.fusion.subjects import GROUND, groups
 from benchmarks.fusion.table import render, write_page
-from benchmarks.fusion.tasks import Alone, Joint, Plan, Train, ordered
+from benchmarks.fusion.tasks import Alone, Joint, Plan, Train, ordered, ready
 from benchmarks.fusion.variants import variants
+from trainers.result import ADAPTER_NAME
 
 BASE = torch.tensor([[0.2, 0.1], [0.0, 0.3]])
 ALONE = torch.tensor([[0.8, 0.1], [0.0, 0.9]])
@@ -103,14 +104,37 @@ def test_members_of_a_group_learn_on_slots_of_their_own() -> None:
         assert len({member.slot for member in group.members}) == len(group.members)
 
 
-def test_pictures_of_a_seed_are_drawn_after_the_next_seeds_trainings() -> None:
-    plan = Plan(Path("unused"), tuple(groups()[:2]), tuple(variants()[:2]), (0, 1, 2), 4)
-    order = list(ordered(plan, ("train", "draw")))
-    for seed in plan.seeds:
-        trained = [n for n, task in enumerate(order) if isinstance(task, Train) and task.training.seed <= seed + 1]
-        drawn = [n for n, task in enumerate(order) if isinstance(task, Alone | Joint) and task.seed == seed]
-        assert max(trained) < min(drawn)
+def _plan(work: Path) -> Plan:
+    return Plan(work, tuple(groups()), tuple(variants()), (0, 1), 4)
+
+
+def test_pictures_come_after_the_trainings_that_they_need(tmp_path: Path) -> None:
+    order = list(ordered(_plan(tmp_path), ("train", "draw")))
+    place = {
+        task.training.folder(tmp_path) / ADAPTER_NAME: n for n, task in enumerate(order) if isinstance(task, Train)
+    }
+    for number, task in enumerate(order):
+        adapters = [path for path in task.needs(_plan(tmp_path)) if path.name == ADAPTER_NAME]
+        assert all(place[path] < number for path in adapters)
     assert len(order) == len(set(order))
+
+
+def test_every_variant_of_every_group_and_seed_that_it_joins_is_drawn_once(tmp_path: Path) -> None:
+    plan = _plan(tmp_path)
+    tasks = [task for task in ordered(plan, ("draw",)) if isinstance(task, Joint)]
+    drawn = [(task.group, variant.name, task.seed) for task in tasks for variant in task.variants]
+    wanted = {(g, v.name, seed) for g in plan.groups for v in plan.variants if v.joins(g) for seed in plan.seeds}
+    assert set(drawn) == wanted and len(drawn) == len(wanted)
+
+
+def test_a_task_waits_for_its_adapters_and_lets_later_ones_go_first(tmp_path: Path) -> None:
+    plan, group = _plan(tmp_path), groups()[0]
+    first, second = Alone(group, 0, "lora", 0), Alone(group, 1, "lora", 0)
+    assert ready([first, second], plan, 2) == []
+    (path,) = second.needs(plan)
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert ready([first, second], plan, 2) == [second]
 
 
 def test_designs_come_back_from_their_sheet(tmp_path: Path) -> None:
