@@ -54,7 +54,7 @@ def load_for(config: TrainConfig, device: torch.device) -> Base:
 
 
 class BaseKeeper:
-    """Keeps the last base that it loaded, and lends it to the next run that wants the same.
+    """Keeps the last base that it loaded, with its recordings, and lends it to the next run that wants the same.
 
     To be told by `drop` where a run has failed (what it left behind is not known) or the memory is wanted.
     """
@@ -68,6 +68,7 @@ class BaseKeeper:
         if self._base is None or key != self._key:
             self.drop()  # before: two may not fit
             self._base = load_for(config, device)
+            self._base.stages.keeps = True
             self._key = key
         return self._base
 

@@ -21,6 +21,7 @@ from trainers.fast.sampling import recorded
 from trainers.file_hash import files_hash
 from trainers.placement import visiting
 from trainers.sources import TRAINED_PARTS, find_source, load_pipeline, with_schedule
+from trainers.stage import Stages
 from trainers.text import TextStates, encode_tokens, tokenize
 from trainers.words import Vocabulary, Words, speaking
 
@@ -46,6 +47,7 @@ class Base:
     hash: str
     vae_hash: str
     vocabulary: Vocabulary = field(default_factory=Vocabulary)
+    stages: Stages = field(default_factory=Stages)
 
     @property
     def unet(self) -> UNet2DConditionModel:
