@@ -23,7 +23,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "data": {"folder": ".", "captions": {"trigger": "sks", "dropout": 0.5}, "masked_loss": True},
         "gradient_accumulation": 2,
     },
-    "dropout": {"adapter": {"method": "lora", "rank": 4, "dropout": 0.3}, "gradient_checkpointing": True},
+    "dropout": {"adapter": {"method": "lora", "rank": 4, "dropout": 0.3}},
+    "gradient checkpointing": {"gradient_checkpointing": True},
     "class pictures": {"prior": {"weight": 0.5, "pictures": 2}, "batch_size": 2, "sample": {"inference_steps": 1}},
     "text encoders": {"targets": {"unet": "attention", "text_encoder": "attention", "text_encoder_2": "attention"}},
     "rule": {"optim": {"rule": "lora-fa"}, "adapter": {"method": "lora", "init": "pissa"}},
@@ -41,7 +42,7 @@ def configs(folder: Path, change: dict[str, Any]) -> tuple[TrainConfig, TrainCon
 
 
 def compared(tmp_path: Path, cache: Path, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> int:
-    """How many recordings the second run made; it is compared with the same run in a worker of its own."""
+    """How many recordings the second run made; it is compared with the same run alone."""
     first, second = configs(tmp_path, change)
     alone = run(second, tmp_path / "alone", cache)
     monkeypatch.setattr(stage, "Recorder", TapeRecorder)
