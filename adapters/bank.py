@@ -24,7 +24,6 @@ from adapters.magnitude import Magnitude, gain_minus_one
 from adapters.projections import differentiable_projections, projections
 from adapters.side_stream import spread
 
-
 Lay = Callable[[str, Tensor], Tensor]
 """(name, value) → the tensor that holds the value from now on."""
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from adapters.errors import UserInputError
 from trainers.config import Precision, TrainConfig
+from trainers.placement import ready_to_visit
 from trainers.quantize import loftq_ranks, quantize_unet
 from trainers.sdxl import Base, load_base, tile_vae
 
@@ -69,6 +70,8 @@ class BaseKeeper:
             self.drop()  # before: two may not fit
             self._base = load_for(config, device)
             self._base.stages.keeps = True
+            pipe = self._base.pipe
+            ready_to_visit([pipe.vae, pipe.text_encoder, pipe.text_encoder_2], device)
             self._key = key
         return self._base
 

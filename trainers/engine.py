@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Generator, Hashable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -176,8 +176,8 @@ class Engine:
 
     def _laid(self, shape: Hashable, batch: Batch) -> Batch:
         """The batch on the stage, where the recording of its shape reads it."""
-        values = {field.name: getattr(batch, field.name) for field in fields(batch)}
-        return Batch(**{k: None if v is None else self.stage.lay((shape, k), v) for k, v in values.items()})
+        values: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(batch)}
+        return Batch(**{k: v if v is None else self.stage.lay((shape, k), v) for k, v in values.items()})
 
     def _gradients(self, batch: Batch, words: Words) -> None:
         with self.bank.staged():  # backward, too: gradient checkpointing runs blocks again

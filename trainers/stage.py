@@ -1,8 +1,8 @@
 """What recorded steps stand on, kept from one run for the next that would record the same.
 
-A CUDA graph reads and writes the addresses that it was recorded with. So all that the gradients of a step read lies on a
-`Stage`: the UNet's packed weights, factors and their gradients, a batch, the noise's generator. A run that finds a stage
-of its own key lays its own values there and replays; what is not on it (data, optimizer, rates, average) is its own.
+A CUDA graph reads and writes the addresses that it was recorded with. So all that the gradients of a step read lies on
+a `Stage`: the UNet's packed weights, factors and their gradients, a batch, the noise's generator. A run that finds a
+stage of its own key lays its values there and replays; what is not on it (data, optimizer, rates, average) is its own.
 """
 
 from __future__ import annotations

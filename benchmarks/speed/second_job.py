@@ -1,7 +1,7 @@
 """What a worker's next job costs before its first step, split by phase: jobs of SDXL's size through a real worker.
 
-The base has random weights; subjects are five pictures of 1024 px. Phases follow the run's events; `within` says how long
-some pieces of work took, whatever phase they lie in.
+The base has random weights; subjects are five pictures of 1024 px. Phases follow the run's events; `within` says how
+long some pieces of work took, whatever phase they lie in.
 """
 
 from __future__ import annotations
