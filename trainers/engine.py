@@ -177,7 +177,8 @@ class Engine:
     def _laid(self, shape: Hashable, batch: Batch) -> Batch:
         """The batch on the stage, where the recording of its shape reads it."""
         values: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(batch)}
-        return Batch(**{k: v if v is None else self.stage.lay((shape, k), v) for k, v in values.items()})
+        laid: dict[str, Any] = {k: v if v is None else self.stage.lay((shape, k), v) for k, v in values.items()}
+        return Batch(**laid)
 
     def _gradients(self, batch: Batch, words: Words) -> None:
         with self.bank.staged():  # backward, too: gradient checkpointing runs blocks again
