@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from adapters.inject import build
 from adapters.registry import REGISTRY
 from tests.support import adapter_tensors, make_pictures, quick_config, run
 from tests.tape import TapeRecorder
@@ -16,6 +19,8 @@ from trainers.cache import TensorCache
 from trainers.config import TrainConfig
 from trainers.events import Stepped
 from trainers.loop import train
+from trainers.sdxl import Base
+from trainers.world import ALONE
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora": {},
@@ -70,3 +75,38 @@ def test_every_method_is_replayed_with_the_second_jobs_factors(
     tmp_path: Path, cache: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ):
     compared(tmp_path, cache, {"adapter": {"method": method}, "targets": {"unet": "attention, conv"}}, monkeypatch)
+
+
+CHANGES: list[tuple[dict[str, Any], bool]] = [
+    ({"seed": 3, "steps": 9, "optim": {"learning_rate": 1e-5, "name": "SGD"}, "ema_decay": 0.9}, True),
+    ({"adapter": {"method": "lora", "rank": 8}}, False),
+    ({"adapter": {"method": "dora", "rank": 4}}, False),
+    ({"batch_size": 2}, False),
+    ({"objective": {"loss": "huber"}}, False),
+    ({"optim": {"rule": "lora-fa"}}, False),
+    ({"prior": {"weight": 1.0}}, False),
+]
+
+
+@pytest.mark.parametrize(("change", "same"), CHANGES)
+def test_recordings_are_lent_to_runs_that_would_record_the_same(
+    base: Base, tmp_path: Path, change: dict[str, Any], same: bool
+):
+    def key(config: TrainConfig) -> Hashable:
+        adapter = build(base.components, config.adapter, config.targets.chosen(), config.seed)
+        return stage.stage_key(config, adapter, torch.float32, ALONE)
+
+    first, other = key(quick_config(tmp_path)), key(quick_config(tmp_path, **change))
+    assert first is not None and (first == other) == same
+
+
+def test_a_stage_of_another_key_is_let_go_of_and_the_unet_is_as_it_was(base: Base):
+    storages = {p.untyped_storage().nbytes() for p in base.unet.parameters()}
+    made, stages = stage.Stage(base.unet, "sdpa", record=True), stage.Stages()
+    stages.keeps = True
+    stages.keep("one", made)
+    made.close()
+    assert {p.untyped_storage().nbytes() for p in base.unet.parameters()} != storages  # packed, for recordings
+    assert not any("forward" in vars(module) for module in base.unet.modules())
+    assert stages.borrow("another") is None and stages.borrow("one") is None
+    assert {p.untyped_storage().nbytes() for p in base.unet.parameters()} == storages
