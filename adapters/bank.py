@@ -24,6 +24,14 @@ from adapters.magnitude import Magnitude, gain_minus_one
 from adapters.projections import differentiable_projections, projections
 from adapters.side_stream import spread
 
+Lay = Callable[[str, Tensor], Tensor]
+"""(name, value) → the tensor that holds the value from now on."""
+
+
+def where_it_is(name: str, value: Tensor) -> Tensor:
+    """The value's own tensor."""
+    return value
+
 
 class _Slot(NamedTuple):
     """Where one stacked tensor of an adapter belongs."""
@@ -48,14 +56,16 @@ class FactorBank:
     Args:
         adapter_set: on its device, after anything that freezes or replaces parameters (trainers.rules).
         dtype: what the base computes in: factors of chains are rounded to it, all at once.
+        lay: where the stacks lie; names are those of layers and tensors, the same for sets built alike.
     """
 
-    def __init__(self, adapter_set: AdapterSet, dtype: torch.dtype) -> None:
+    def __init__(self, adapter_set: AdapterSet, dtype: torch.dtype, lay: Lay = where_it_is) -> None:
         self.dtype = dtype
         self._leaf: dict[int, nn.Parameter] = {}
         uses = Counter(id(t) for a in adapter_set.adapters.values() for t in _tensors(a).values())
         shared = {number for number, count in uses.items() if count > 1}
-        self._groups = [_stack(members, shared) for members in _alike(adapter_set, shared)]
+        _lay_shared(adapter_set, shared, lay)
+        self._groups = [_stack(members, shared, lay) for members in _alike(adapter_set, shared)]
         for own, stack, _ in self._rows_of_parameters():
             self._leaf[id(own)] = stack
 
@@ -179,14 +189,25 @@ def _tensors(adapter: Adapter) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _stack(members: list[Adapter], shared: Container[int]) -> _Group:
+def _lay_shared(adapter_set: AdapterSet, shared: Container[int], lay: Lay) -> None:
+    done: set[int] = set()
+    for adapter in adapter_set.adapters.values():
+        for path, tensor in _tensors(adapter).items():
+            if id(tensor) in shared and id(tensor) not in done:
+                done.add(id(tensor))
+                tensor.data = lay(f"{adapter.site.name}.{path}", tensor.detach())
+
+
+@torch.no_grad()
+def _stack(members: list[Adapter], shared: Container[int], lay: Lay) -> _Group:
     """Moves the members' tensors into stacks; tensors that layers share stay as they are."""
     slots: list[_Slot] = []
     for path, first in _tensors(members[0]).items():
         tensors = [_tensors(member)[path] for member in members]
         if id(first) in shared:
             continue
-        stack = torch.stack([tensor.detach() for tensor in tensors])
+        name = f"{members[0].site.name}.{path}"
+        stack = lay(name, torch.stack([tensor.detach() for tensor in tensors]))
         for tensor, row in zip(tensors, stack.unbind(), strict=True):
             tensor.data = row
         learns = isinstance(first, nn.Parameter)

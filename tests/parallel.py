@@ -68,7 +68,7 @@ def train_all(
         def keep(engine: Engine, out: Path = out) -> None:
             state = {name: value.contiguous().clone() for name, value in engine.adapter.state_dict().items()}
             out.mkdir(parents=True, exist_ok=True)
-            problems = "; ".join(engine.recorder.problems.values())
+            problems = "; ".join(engine.problems.values())
             save_file(state, out / f"rank-{world.rank}.safetensors", {"problems": problems})
             close(engine)
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from adapters.errors import UserInputError
 from trainers.config import Precision, TrainConfig
+from trainers.placement import ready_to_visit
 from trainers.quantize import loftq_ranks, quantize_unet
 from trainers.sdxl import Base, load_base, tile_vae
 
@@ -54,7 +55,7 @@ def load_for(config: TrainConfig, device: torch.device) -> Base:
 
 
 class BaseKeeper:
-    """Keeps the last base that it loaded, and lends it to the next run that wants the same.
+    """Keeps the last base that it loaded, with its recordings, and lends it to the next run that wants the same.
 
     To be told by `drop` where a run has failed (what it left behind is not known) or the memory is wanted.
     """
@@ -68,6 +69,9 @@ class BaseKeeper:
         if self._base is None or key != self._key:
             self.drop()  # before: two may not fit
             self._base = load_for(config, device)
+            self._base.stages.keeps = True
+            pipe = self._base.pipe
+            ready_to_visit([pipe.vae, pipe.text_encoder, pipe.text_encoder_2], device)
             self._key = key
         return self._base
 

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -146,19 +146,22 @@ def encode_texts(
     encoder_id: str,
     *,
     batch_size: int = 1,
+    within: AbstractContextManager[object] | None = None,
 ) -> dict[str, Tensor]:
     """States of `texts`, a row each in their order, on the CPU; only texts that the cache lacks are encoded.
 
     `encode` gives tensors "b …" for b texts. With the default batch of one, a text's states depend on nothing
-    but the text and the encoders, bit for bit; in larger batches the neighbours may change the last bits.
+    but the text and the encoders, bit for bit; in larger batches the neighbours may change the last bits. `within` is
+    entered where something must be encoded.
     """
     found = {text: cache.get(text_key(text, encoder_id)) for text in dict.fromkeys(texts)}
     missing = [text for text, states in found.items() if states is None]
-    for start in range(0, len(missing), batch_size):
-        chunk = missing[start : start + batch_size]
-        states = {name: tensor.detach().cpu() for name, tensor in encode(chunk).items()}
-        for row, text in enumerate(chunk):
-            found[text] = {name: tensor[row].clone() for name, tensor in states.items()}
-            cache.put(text_key(text, encoder_id), found[text] or {})
+    with within if within is not None and missing else nullcontext():
+        for start in range(0, len(missing), batch_size):
+            chunk = missing[start : start + batch_size]
+            states = {name: tensor.detach().cpu() for name, tensor in encode(chunk).items()}
+            for row, text in enumerate(chunk):
+                found[text] = {name: tensor[row].clone() for name, tensor in states.items()}
+                cache.put(text_key(text, encoder_id), found[text] or {})
     rows = [found[text] or {} for text in texts]
     return {name: torch.stack([row[name] for row in rows]) for name in (rows[0] if rows else {})}

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from trainers.buckets import Bucket, Crop, apply_crop, make_buckets, nearest_bucket, plan_crops
-from trainers.cache import TensorCache, latents_key
+from trainers.buckets import Bucket, Crop, make_buckets, nearest_bucket, plan_crops
 from trainers.captions import CaptionConfig, caption_of, caption_variants, caption_warnings
-from trainers.images import ImageChecks, Picture, list_names, open_mask, open_rgb
-
-EncodeLatents = Callable[[Float[Tensor, "b 3 H W"]], tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]]
+from trainers.images import ImageChecks, Picture, list_names
 
 
 class DataConfig(BaseModel):
@@ -161,20 +155,6 @@ class EncodedItem:
     mask: Float[Tensor, "v 1 h w"] | None
 
 
-def encode_item(
-    item: Item, encode_latents: EncodeLatents, cache: TensorCache, vae_id: str, mask_floor: float | None = None
-) -> EncodedItem:
-    """One item's tensors, from the cache or encoded; at most its one picture is in memory.
-
-    `encode_latents` gets pixels in [-1, 1], "1 3 H W" on the CPU, and gives the latents' mean and deviation; one crop
-    at a time, so that latents are the same bit for bit whatever the cache held. `vae_id` names the VAE's weights,
-    precision and scaling. `mask_floor`: loss weight outside the masks (None: no masks).
-    """
-    mean, std = _latents(item, encode_latents, cache, vae_id)
-    mask = None if mask_floor is None else _mask_weights(item, mask_floor, (mean.shape[-2], mean.shape[-1]))
-    return EncodedItem(item, mean, std, mask)
-
-
 def stack_by_bucket(
     encoded: Iterable[EncodedItem], texts: Sequence[str], device: torch.device | str
 ) -> dict[Bucket, BucketTensors]:
@@ -184,39 +164,6 @@ def stack_by_bucket(
     for row in encoded:
         rows.setdefault(row.item.bucket, []).append(row)
     return {bucket: _stack(of_bucket, number, device) for bucket, of_bucket in rows.items()}
-
-
-def _latents(item: Item, encode: EncodeLatents, cache: TensorCache, vae_id: str) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of an item's crops, "v c h w", fp32, CPU; opens the picture only if needed."""
-    image: Image.Image | None = None
-    found: list[dict[str, Tensor]] = []
-    for crop in item.crops:
-        key = latents_key(item.picture.sha256, crop, vae_id)
-        latents = cache.get(key)
-        if latents is None:
-            image = open_rgb(item.picture) if image is None else image
-            mean, std = encode(to_pixels(apply_crop(image, crop))[None])
-            latents = {"mean": mean[0].detach().float().cpu(), "std": std[0].detach().float().cpu()}
-            cache.put(key, latents)
-        found.append(latents)
-    return torch.stack([one["mean"] for one in found]), torch.stack([one["std"] for one in found])
-
-
-def to_pixels(image: Image.Image) -> Float[Tensor, "3 H W"]:
-    """An RGB picture as the VAE wants it: fp32 in [-1, 1]."""
-    array = np.array(image, dtype=np.uint8)
-    return torch.from_numpy(array).permute(2, 0, 1).float() / 127.5 - 1
-
-
-def _mask_weights(item: Item, floor: float, size: tuple[int, int]) -> Float[Tensor, "v 1 h w"]:
-    """Loss weights of an item's crops at latent size, mean 1; all 1 without a mask and for the class."""
-    mask = None if item.is_prior else open_mask(item.picture)
-    if mask is None:
-        return torch.ones(len(item.crops), 1, *size)
-    cut = [torch.from_numpy(np.array(apply_crop(mask, crop), np.float32) / 255) for crop in item.crops]
-    weights = floor + (1 - floor) * F.adaptive_avg_pool2d(torch.stack(cut)[:, None], size)
-    mean = weights.mean(dim=(1, 2, 3), keepdim=True)
-    return torch.where(mean > 0, weights / mean.clamp(min=1e-8), torch.ones_like(weights))
 
 
 def _stack(rows: list[EncodedItem], number: dict[str, int], device: torch.device | str) -> BucketTensors:

@@ -10,6 +10,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
@@ -19,6 +20,7 @@ from adapters.errors import StudioError, UserInputError
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 HEIF_SUFFIXES = (".heic", ".heif")
 PILLOW_LIMIT = 178_956_970  # Pillow refuses a picture with more pixels than this, whatever we ask
+_OPENING = Lock()
 _WITHOUT_ALPHA = {"LA": "L", "La": "L", "1": "L", "RGBA": "RGB", "RGBa": "RGB"}
 
 
@@ -40,7 +42,7 @@ def decoding(source: Path | io.BytesIO) -> Generator[Image.Image]:
     """The opened, not yet decoded picture; what its decoder raises becomes a UserInputError."""
     readable_suffixes()  # registers HEIC, also in a process that did not look for pictures
     try:
-        with warnings.catch_warnings():
+        with _OPENING, warnings.catch_warnings():  # which are the process's, not the thread's
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we have a limit of our own
             image = Image.open(source)
         with image:

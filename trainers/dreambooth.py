@@ -21,6 +21,7 @@ from trainers.captions import CaptionConfig, fill
 from trainers.config import TrainConfig
 from trainers.dataset import BucketTensors, EncodedItem, Item
 from trainers.events import Event, Note, Progress
+from trainers.latents import encode_items
 from trainers.sdxl import Base, generate
 from trainers.seeds import derive_seed
 from trainers.text import FrozenText, LiveText, TextSource, TextStates, split_tokens, token_count
@@ -144,8 +145,8 @@ def _encode_items(
     floor = config.data.mask_floor if config.data.masked_loss else None
     rows: list[EncodedItem] = []
     with base.using("vae"):
-        for item in items:
-            rows.append(dataset.encode_item(item, base.encode_pictures, cache, vae_id, floor))
+        for row in encode_items(items, base.encode_pictures, cache, vae_id, floor):
+            rows.append(row)
             yield Progress(stage="pictures", done=len(rows), total=len(items))
     if cache.problem is not None:
         yield Note(level="warning", text=f"The cache could not be written, so nothing was kept: {cache.problem}")
@@ -160,8 +161,8 @@ def _text_source(base: Base, config: TrainConfig, table: list[str], cache: Tenso
         pipe = base.pipe
         return LiveText(pipe.text_encoder, pipe.text_encoder_2, first, second, nothing)
     encoder_id = f"{base.hash}/{base.dtype}/{base.device.type}"
-    with base.using("text_encoder", "text_encoder_2"):
-        states = encode_texts(table, lambda texts: _as_dict(base.encode_texts(texts)), cache, encoder_id)
+    encoders = base.using("text_encoder", "text_encoder_2")
+    states = encode_texts(table, lambda texts: _as_dict(base.encode_texts(texts)), cache, encoder_id, within=encoders)
     on_device = {name: value.to(base.device) for name, value in states.items()}
     return FrozenText(TextStates(on_device["context"], on_device["pooled"]), nothing)
 

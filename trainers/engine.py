@@ -9,10 +9,10 @@ comes after is the same in each.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Hashable
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -20,19 +20,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adapters.adapter_set import AdapterSet
-from adapters.bank import FactorBank
+from adapters.bank import FactorBank, Lay, where_it_is
 from adapters.base import Adapter
 from adapters.errors import UserInputError
 from trainers import objective
 from trainers.batches import Batch, BatchPlan
 from trainers.config import TrainConfig
 from trainers.ema import MovingAverage
-from trainers.fast.blocks import FastUnet
 from trainers.fast.capture import Recorder
 from trainers.optim import Rates, build_optimizer, build_schedule, clip_gradients, is_capturable, is_elementwise
 from trainers.rules import RULES, Rule
 from trainers.seeds import derive_seed
-from trainers.text import TextSource
+from trainers.stage import Stage
+from trainers.text import TextSource, TextStates, Words, emptied
 
 _ALIGNED = 64
 """Numbers between the starts of two gradients: kernels read 16 bytes at a time only where these are whole."""
@@ -51,6 +51,9 @@ class Engine:
 
     While it lives, the adapter's tensors are rows of stacks (adapters.bank) and the UNet's blocks run our own forwards
     (trainers.fast.blocks): neither may be moved to another device.
+
+    Args:
+        stage: a run's before this one, of the same key and UNet (trainers.stage); left out: a new one.
     """
 
     def __init__(
@@ -62,17 +65,21 @@ class Engine:
         scheduler: DDPMScheduler,
         config: TrainConfig,
         dtype: torch.dtype,
+        stage: Stage | None = None,
     ) -> None:
         self.unet, self.adapter, self.plan, self.text, self.world = unet, adapter, plan, text, plan.world
         self.scheduler, self.config, self.dtype = scheduler, config, dtype
         self.rule = RULES[config.optim.rule](adapter, config.optim.rule_ratio)  # may freeze parameters: goes first
-        self.bank = FactorBank(adapter, dtype)
-        self.fast = FastUnet(unet, config.attention)
+        self.stage = stage or Stage(unet, config.attention, record=config.capture == "auto")
+        self.stage.fast.resume()
+        self.bank = FactorBank(adapter, dtype, self.stage.lay)
         self.parameters = self.bank.leaves(list(adapter.parameters()))
         self.device = self.parameters[0].device
-        self._sums = shared_gradients(self.parameters)
+        self._sums = shared_gradients(self.parameters, self.stage.lay)
         self.bank.connect_gradients()
-        self._alphas = scheduler.alphas_cumprod.to(self.device)
+        self._alphas = self.stage.lay("alphas", scheduler.alphas_cumprod.to(self.device))
+        context, pooled = text.nothing.context, text.nothing.pooled
+        self._nothing = TextStates(self.stage.lay("no context", context), self.stage.lay("no pooled", pooled))
         scheduler.alphas_cumprod = self._alphas
         self._velocity = scheduler.config["prediction_type"] == "v_prediction"
         self._build_optimizer()
@@ -98,16 +105,29 @@ class Engine:
     def _build_state(self) -> None:
         config, device = self.config, self.device
         self.average = MovingAverage(self.parameters, config.ema_decay) if config.ema_decay else None
-        self._draws = {name: torch.Generator(device) for name in ("latent", "noise")}
-        self.recorder = Recorder(device, list(self._draws.values()), config.capture == "auto")
-        self._chosen: dict[int, Tensor] = {}
+        self._updates = Recorder(device, enabled=config.capture == "auto")
         self._loss = self._sums[-1]
         self._result = StepResult(torch.zeros((), device=device), torch.zeros((), device=device))
 
     def close(self) -> None:
         """Gives the UNet its own forwards back."""
-        self.fast.remove()
+        self.stage.close()
+        self._updates.forget()
+
+    def forget(self) -> None:
+        """Gives back the memory of what is recorded; making it anew takes 2 s."""
         self.recorder.forget()
+        self._updates.forget()
+
+    @property
+    def recorder(self) -> Recorder:
+        """Of batches' gradients."""
+        return self.stage.recorder
+
+    @property
+    def problems(self) -> dict[Hashable, str]:
+        """Parts of a step that could not be recorded, and why."""
+        return {**self.recorder.problems, **self._updates.problems}
 
     @contextmanager
     def as_saved(self) -> Generator[None]:
@@ -133,31 +153,36 @@ class Engine:
             self._learn_from(number * self.config.gradient_accumulation + part)
         phase = self.adapter.phase(number + 1)
         if self._update_recorded:
-            self.recorder.run(("update", phase), lambda: self._update(phase))
+            self._updates.run(("update", phase), lambda: self._update(phase))
         else:
             self._update(phase)
         self.adapter.advance(number + 1)
         if self.average is not None:
             self.average.schedule(number + 1)
-            self.recorder.run("average", self.average.update)
+            self._updates.run("average", self.average.update)
         self.rates.advance(self.schedule)
         return StepResult(self._result.loss.clone(), self._result.grad_norm.clone())
 
     def _learn_from(self, index: int) -> None:
         """Adds batch `index`'s gradients to what is there."""
-        bucket, chosen = self.plan.choose(index)
-        kept = self._chosen.setdefault(bucket, torch.empty_like(chosen, device=self.device))
-        kept.copy_(chosen.pin_memory() if kept.is_cuda else chosen, non_blocking=True)
+        batch = self.plan.batch(index)
+        shape = (*batch.latents.shape, batch.mask is not None)
+        batch, words = self._laid(shape, batch), self.text.choose(batch.captions)
+        words = self.stage.lay((shape, "first"), words[0]), self.stage.lay((shape, "second"), words[1])
         rank = (self.world.rank,) if self.world.rank else ()
         torch.manual_seed(derive_seed(self.config.seed, "global", index, *rank))  # adapters' dropout draws from it
-        self.plan.seed_latents(self._draws["latent"], index)
-        self._draws["noise"].manual_seed(derive_seed(self.config.seed, "noise", index))
-        self.recorder.run(bucket, lambda: self._gradients(bucket))
+        self.stage.draws.manual_seed(derive_seed(self.config.seed, "noise", index))
+        self.recorder.run(("step", shape), lambda: self._gradients(batch, words))
 
-    def _gradients(self, bucket: int) -> None:
-        batch = self.plan.gather(bucket, self._chosen[bucket], self._draws["latent"])
+    def _laid(self, shape: Hashable, batch: Batch) -> Batch:
+        """The batch on the stage, where the recording of its shape reads it."""
+        values: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(batch)}
+        laid: dict[str, Any] = {k: v if v is None else self.stage.lay((shape, k), v) for k, v in values.items()}
+        return Batch(**laid)
+
+    def _gradients(self, batch: Batch, words: Words) -> None:
         with self.bank.staged():  # backward, too: gradient checkpointing runs blocks again
-            loss = self._batch_loss(batch, self._draws["noise"]) / self.config.gradient_accumulation
+            loss = self._batch_loss(batch, words) / self.config.gradient_accumulation
             penalty = self.bank.regulariser()
             if not loss.requires_grad:
                 raise UserInputError(
@@ -168,7 +193,7 @@ class Engine:
             whole = loss if penalty is None else loss + penalty / parts
             self.scaler.scale(whole).backward()
         self._loss += loss.detach()
-        self.fast.forget()
+        self.stage.fast.forget()
 
     def _update(self, phase: str) -> None:
         self.world.add_up(self._sums)
@@ -192,26 +217,34 @@ class Engine:
 
     def batch_loss(self, batch: Batch, index: int) -> Tensor:
         """This process's part of a batch's weighted mean loss; `index` seeds noise, timesteps and caption dropout."""
-        self._draws["noise"].manual_seed(derive_seed(self.config.seed, "noise", index))
-        return self._batch_loss(batch, self._draws["noise"])
+        self.stage.draws.manual_seed(derive_seed(self.config.seed, "noise", index))
+        return self._batch_loss(batch, self.text.choose(batch.captions))
 
-    def _batch_loss(self, batch: Batch, draws: torch.Generator) -> Tensor:
-        config, own = self.config.objective, self.plan.own
+    def _batch_loss(self, batch: Batch, words: Words) -> Tensor:
+        config, own, draws = self.config.objective, self.plan.own, self.stage.draws
         whole = objective.draw_noise(self.plan.whole(batch.latents), config, draws)
         timesteps = own(objective.draw_timesteps(len(whole), config, draws, self.device))
         dropped = own(torch.rand(len(whole), generator=draws, device=self.device) < self.config.data.captions.dropout)
         empty = (dropped & ~batch.is_prior) if self.config.data.captions.dropout > 0 else None
         weights = objective.snr_weight(self._alphas, timesteps, config, self._velocity)
         weights = torch.where(batch.is_prior, weights * self.config.prior.weight, weights)
-        losses = self.picture_losses(batch, own(whole), timesteps, weights, empty)
+        losses = self.picture_losses(batch, words, own(whole), timesteps, weights, empty)
         return losses.sum() / ((~batch.is_prior).sum() * self.world.size)
 
     def picture_losses(
-        self, batch: Batch, noise: Tensor, timesteps: Tensor, weights: Tensor, empty: Tensor | None = None
+        self,
+        batch: Batch,
+        words: Words,
+        noise: Tensor,
+        timesteps: Tensor,
+        weights: Tensor,
+        empty: Tensor | None = None,
     ) -> Tensor:
         """One loss a picture ("b") for given noise and timesteps: what training and validation share."""
         noisy = self.scheduler.add_noise(batch.latents, noise, timesteps).to(self.dtype)  # pyright: ignore
-        states = self.text.states(batch.captions, empty)
+        states = self.text.states(words)
+        if empty is not None:
+            states = emptied(states, self._nothing, empty)
         conditions = {"text_embeds": states.pooled.to(self.dtype), "time_ids": batch.time_ids}
         prediction = self.unet(
             noisy, timesteps, states.context.to(self.dtype), added_cond_kwargs=conditions, return_dict=False
@@ -221,7 +254,7 @@ class Engine:
         return objective.picture_losses(errors, batch.mask, weights)
 
 
-def shared_gradients(parameters: list[nn.Parameter]) -> Tensor:
+def shared_gradients(parameters: list[nn.Parameter], lay: Lay = where_it_is) -> Tensor:
     """Gives each parameter a gradient of zeros in one buffer: cleared, and added up over processes, by one kernel each.
 
     Returns:
@@ -231,7 +264,7 @@ def shared_gradients(parameters: list[nn.Parameter]) -> Tensor:
     for parameter in parameters:
         starts.append(starts[-1] + -(-parameter.numel() // _ALIGNED) * _ALIGNED)
     like = parameters[0]
-    buffer = torch.zeros(starts[-1] + 1, dtype=like.dtype, device=like.device)
+    buffer = lay("gradients", torch.zeros(starts[-1] + 1, dtype=like.dtype, device=like.device))
     for parameter, start in zip(parameters, starts, strict=False):
         strides = torch.empty_like(parameter, device="meta").stride()  # the parameter's own, or those of a dense copy
         parameter.grad = buffer[start:].as_strided(parameter.shape, strides)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -34,6 +35,7 @@ from trainers.decode import (
 
 _OTHER_PICTURES = (".svg", ".psd", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".jxl", ".jp2", ".mp4", ".mov")
 _LISTED = 5  # file names in a message; beyond that only their number
+_HANDS = 4  # pictures looked at together: a large one takes half a gigabyte
 _SAME_COLOUR = 20  # mean difference of thumbnails, of 255
 _ASPECT_TOLERANCE = 0.02  # a mask made at another size may have been rounded
 
@@ -95,11 +97,13 @@ def find_pictures(folder: Path, checks: ImageChecks, resolution: int | None = No
     Raises UserInputError for a folder without pictures, and one for all files together that cannot be used.
     """
     paths = picture_paths(folder)
+    with ThreadPoolExecutor(_HANDS) as hands:
+        looks = [hands.submit(inspect, path, checks) for path in paths]
     inspected: list[Inspected] = []
     bad: list[str] = []
-    for path in paths:
+    for path, look in zip(paths, looks, strict=True):
         try:
-            inspected.append(inspect(path, checks))
+            inspected.append(look.result())
         except StudioError as error:
             bad.append(f"  {path.name}: {error.what}")
     if bad:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,6 +36,7 @@ from trainers.optim import rate_warning
 from trainers.result import save_result
 from trainers.rules import RULES
 from trainers.sdxl import Base
+from trainers.stage import Stage, stage_key
 from trainers.world import ALONE, World
 
 _FP16_SCALE = 1024.0
@@ -86,6 +87,7 @@ def train(
             path = run.save_result()
             yield Saved(step=run.step, path=path, final=True)
         world.wait()  # the others must not end while the main one writes: that would look like a failure
+        base.stages.keep(run.key, run.engine.stage)
     yield Finished(reason=reason, step=run.step, seconds=time.monotonic() - started, adapter=path)
 
 
@@ -104,12 +106,16 @@ def _prepared(
         adapter = yield from _attach(base, config, Decomposer(cache.root.parent / "decompositions"))
         undo.callback(adapter.detach)
         adapter.strength = 0.0
+        key = stage_key(config, adapter, base.dtype, world)
+        if (stage := base.stages.borrow(key)) is not None:
+            undo.callback(stage.close)
         data = yield from dreambooth.prepare(base, config, cache)
     decisive = config.decisive() | {"precision": str(base.dtype).removeprefix("torch.")}
     identity = RunIdentity(base=config.base, base_hash=base.hash, config=decisive, pictures=data.manifest)
     if found is not None:
         checkpoint.check_identity(found, identity)
-    run = _Run(config, out, base, adapter, _engine(base, adapter, data, config, world), identity, commands)
+    engine = _engine(base, adapter, data, config, world, stage)
+    run = _Run(config, out, base, adapter, engine, identity, key, commands)
     undo.callback(run.engine.close)
     if found is not None:
         run.restore(found)
@@ -149,13 +155,15 @@ def _latest(out: Path) -> checkpoint.Checkpoint:
     return found
 
 
-def _engine(base: Base, adapter: AdapterSet, data: TrainingData, config: TrainConfig, world: World) -> Engine:
+def _engine(
+    base: Base, adapter: AdapterSet, data: TrainingData, config: TrainConfig, world: World, stage: Stage | None
+) -> Engine:
     scheduler = training_scheduler(base.pipe.scheduler, config.objective)
     if config.gradient_checkpointing:
         draws = config.adapter.model_dump().get("dropout", 0.0) > 0
         base.unet.enable_gradient_checkpointing(partial(checkpoint_of, use_reentrant=False, preserve_rng_state=draws))
     plan = BatchPlan(data.buckets, config.batch_size, config.seed, world)
-    return Engine(base.unet, adapter, plan, data.text, scheduler, config, base.dtype)
+    return Engine(base.unet, adapter, plan, data.text, scheduler, config, base.dtype, stage)
 
 
 @dataclass
@@ -168,6 +176,7 @@ class _Run:
     adapter: AdapterSet
     engine: Engine
     identity: RunIdentity
+    key: Hashable
     commands: Commands
     step: int = 0
     _window: list[StepResult] = field(default_factory=list[StepResult])
@@ -236,7 +245,7 @@ class _Run:
                 return "cancelled" if command == "cancel" else "paused"
             if not finished:
                 yield from self._look(command)
-        self.engine.recorder.forget()
+        self._make_room()
         yield from self._validate()
         yield from self._sample()
         return "done"
@@ -254,10 +263,15 @@ class _Run:
 
     def _sample(self) -> Iterator[Event]:
         if self.config.sample.count:
-            self.engine.recorder.forget()  # a recording holds the memory of its step; making it anew takes 2 s
+            self._make_room()
         if self.config.sample.count and self.world.is_main:
             with self.engine.as_saved():
                 yield from samples.draw(self.base, self.config, self.out, self.step)
+
+    def _make_room(self) -> None:
+        """A recording holds the memory of its step, which pictures may want."""
+        if not self.base.stages.have_room(self.key, self.engine.device):
+            self.engine.forget()
 
     def _report(self) -> Iterator[Event]:
         """Read the losses since the last report (the only place that waits for the device) and judge them."""

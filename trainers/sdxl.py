@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, cast
 
 import diffusers
@@ -21,6 +22,7 @@ from trainers.fast.sampling import recorded
 from trainers.file_hash import files_hash
 from trainers.placement import visiting
 from trainers.sources import TRAINED_PARTS, find_source, load_pipeline, with_schedule
+from trainers.stage import Stages
 from trainers.text import TextStates, encode_tokens, tokenize
 from trainers.words import Vocabulary, Words, speaking
 
@@ -46,6 +48,7 @@ class Base:
     hash: str
     vae_hash: str
     vocabulary: Vocabulary = field(default_factory=Vocabulary)
+    stages: Stages = field(default_factory=Stages)
 
     @property
     def unet(self) -> UNet2DConditionModel:
@@ -99,7 +102,7 @@ class Base:
     def encode_pictures(self, pixels: Float[Tensor, "b 3 H W"]) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the VAE's latents, "b c h w" in fp32, already scaled as the UNet wants them."""
         with self.using("vae"):
-            found = self.vae.encode(pixels.to(self.device, self.vae.dtype))
+            found = self.vae.encode(pixels.to(self.device).to(self.vae.dtype))  # a GPU rounds faster
         posterior = found.latent_dist  # pyright: ignore[reportAttributeAccessIssue]
         scale, shift = self.vae.config["scaling_factor"], self.vae.config.get("shift_factor") or 0.0
         mean, std = posterior.mean.float(), posterior.std.float()
@@ -122,10 +125,12 @@ class Base:
 
     def encode_nothing(self) -> TextStates:
         """What no prompt stands for: zeros where the base was trained so (SDXL), else the empty caption. Batch 1."""
-        states = self.encode_texts([""])
-        if self.pipe.config["force_zeros_for_empty_prompt"]:
-            return TextStates(torch.zeros_like(states.context), torch.zeros_like(states.pooled))
-        return states
+        if not self.pipe.config["force_zeros_for_empty_prompt"]:
+            return self.encode_texts([""])
+        first, second = self.pipe.text_encoder.config, self.pipe.text_encoder_2.config
+        length, width = self.pipe.tokenizer.model_max_length, first.hidden_size + second.hidden_size
+        zeros = partial(torch.zeros, device=self.device, dtype=self.dtype)
+        return TextStates(zeros(1, length, width), zeros(1, second.projection_dim))
 
 
 def load_base(

@@ -47,21 +47,35 @@ def encode_tokens(
     return TextStates(context, two.text_embeds)
 
 
-class TextSource(Protocol):
-    """Rows of a table of captions by number."""
+Words = tuple[Tensor, Tensor]
+"""Captions as a text source has them: states, or token ids of both encoders; a row a caption."""
 
-    def states(self, rows: Int[Tensor, " b"], empty: Bool[Tensor, " b"] | None = None) -> TextStates: ...
+
+class TextSource(Protocol):
+    """A table of captions; `nothing` (batch 1) is what an empty one stands for."""
+
+    @property
+    def nothing(self) -> TextStates: ...
+
+    def choose(self, rows: Int[Tensor, " b"]) -> Words:
+        """The captions of these numbers."""
+        ...
+
+    def states(self, words: Words) -> TextStates: ...
 
 
 @dataclass(frozen=True)
 class FrozenText:
-    """Every caption's states, resident on the device; `nothing` is what an empty caption stands for."""
+    """Every caption's states, resident on the device."""
 
     table: TextStates
     nothing: TextStates
 
-    def states(self, rows: Int[Tensor, " b"], empty: Bool[Tensor, " b"] | None = None) -> TextStates:
-        return _without(TextStates(self.table.context[rows], self.table.pooled[rows]), self.nothing, empty)
+    def choose(self, rows: Int[Tensor, " b"]) -> Words:
+        return self.table.context[rows], self.table.pooled[rows]
+
+    def states(self, words: Words) -> TextStates:
+        return TextStates(*words)
 
 
 @dataclass(frozen=True)
@@ -74,13 +88,14 @@ class LiveText:
     ids_2: Int[Tensor, "t l"]
     nothing: TextStates
 
-    def states(self, rows: Int[Tensor, " b"], empty: Bool[Tensor, " b"] | None = None) -> TextStates:
-        states = encode_tokens(self.text_encoder, self.text_encoder_2, self.ids[rows], self.ids_2[rows])
-        return _without(states, self.nothing, empty)
+    def choose(self, rows: Int[Tensor, " b"]) -> Words:
+        return self.ids[rows], self.ids_2[rows]
+
+    def states(self, words: Words) -> TextStates:
+        return encode_tokens(self.text_encoder, self.text_encoder_2, *words)
 
 
-def _without(states: TextStates, nothing: TextStates, empty: Bool[Tensor, " b"] | None) -> TextStates:
-    if empty is None:
-        return states
+def emptied(states: TextStates, nothing: TextStates, empty: Bool[Tensor, " b"]) -> TextStates:
+    """`nothing` in the place of those captions that are `empty`."""
     context = torch.where(empty[:, None, None], nothing.context, states.context)
     return TextStates(context, torch.where(empty[:, None], nothing.pooled, states.pooled))

@@ -2,6 +2,7 @@
 
 python -m benchmarks.speed run            every section of sections.py, then docs/speed.md
 python -m benchmarks.speed run headline-1 --seconds 420
+python -m benchmarks.speed run second-job   a worker's next job: seconds to its first step
 python -m benchmarks.speed table          docs/speed.md from the results that there are
 python -m benchmarks.speed profile --method lora --batch-size 1
 python -m benchmarks.speed sampling       pictures by diffusers' pipeline and by ours

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.speed import __doc__ as usage
-from benchmarks.speed import sampling, scale
+from benchmarks.speed import sampling, scale, second_job
 from benchmarks.speed.cpu import compare
 from benchmarks.speed.model import Setting
 from benchmarks.speed.ours import OurStep
@@ -24,7 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=usage, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run")
-    run.add_argument("sections", nargs="*", default=list(BY_DEFAULT), help=", ".join(SECTIONS))
+    run.add_argument("sections", nargs="*", default=list(BY_DEFAULT), help=", ".join([*SECTIONS, second_job.NAME]))
     run.add_argument("--seconds", type=float, default=3600, help="no further row begins after this")
     run.add_argument("--only", nargs="+", default=[], help="rows that have one of these texts in their name")
     run.add_argument("--steps", type=int, default=20, help="timed steps of a round (half as many of slow rows)")
@@ -80,7 +80,10 @@ def main() -> None:
         return
     session = Session(setting, options.seconds, options.results, options.only, steps=options.steps)
     for name in options.sections:
-        session.section(name)
+        if name == second_job.NAME:
+            second_job.measure_jobs(device, tiny=options.tiny)
+        else:
+            session.section(name)
     write_page(load(options.results), options.page)
 
 

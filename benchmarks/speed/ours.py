@@ -58,7 +58,7 @@ class OurStep:
     @property
     def note(self) -> str:
         """Why a part of the step could not be recorded, if one could not."""
-        return "; ".join(f"{part}: {why}" for part, why in self.engine.recorder.problems.items())
+        return "; ".join(f"{part}: {why}" for part, why in self.engine.problems.items())
 
 
 class OurFloor(OurStep):

@@ -70,10 +70,10 @@ def measure_run(base: Path, folder: Path, out: Path, preset: str | None, setting
     return json.loads(lines[-1].removeprefix(_MARK))
 
 
-def make_pictures(folder: Path, count: int = 5, side: int = 1024) -> Path:
-    """Pictures of coloured cells: what they show is nothing to a speed."""
+def make_pictures(folder: Path, count: int = 5, side: int = 1024, start: int = 0) -> Path:
+    """Pictures of coloured cells, the same for the same number: what they show is nothing to a speed."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number in range(count):
+    for number in range(start, start + count):
         cells = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
         Image.fromarray(cells).resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
     return folder

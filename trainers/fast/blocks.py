@@ -29,13 +29,16 @@ _Module = Any
 
 
 class FastUnet:
-    """The fast forwards of one UNet, from construction to `remove`. Weights are frozen but for adapters on layers."""
+    """The fast forwards of one UNet, from construction to `remove`. Weights are frozen but for adapters on layers.
+
+    While it is paused the UNet runs diffusers' own forwards, on weights that stay where recordings read them.
+    """
 
     def __init__(self, unet: nn.Module, attention: Backend = "sdpa") -> None:
         device = next(unet.parameters()).device
         self.unet = unet
         self.attend: Attend = attend_by(attention, device)
-        self._replaced: list[nn.Module] = []
+        self._replaced: dict[nn.Module, Callable[..., Any]] = {}
         self._packed: dict[Sequence[nn.Linear], Tensor] = {}
         self._keys_values: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         if device.type == "cuda":
@@ -43,13 +46,21 @@ class FastUnet:
         self._crosses = self._replace()
         self._set(unet, partial(_unet, self, unet.forward))
 
+    def pause(self) -> None:
+        """diffusers' own forwards again, until `resume`."""
+        for module in self._replaced:
+            vars(module).pop("forward", None)
+        self.forget()
+
+    def resume(self) -> None:
+        for module, forward in self._replaced.items():
+            module.forward = forward
+
     def remove(self) -> None:
         """diffusers' own forwards again; weights are tensors of their own again."""
-        for module in self._replaced:
-            del module.forward
+        self.pause()
         for layers in self._packed:
             unpack(layers)
-        self._keys_values.clear()
         self._packed.clear()
         self._replaced.clear()
 
@@ -71,8 +82,7 @@ class FastUnet:
         return [tuple(alike) for alike in crosses.values() if self._pack(_keys_and_values(alike))]
 
     def _set(self, module: nn.Module, forward: Callable[..., Any]) -> None:
-        module.forward = partial(forward, module)
-        self._replaced.append(module)
+        module.forward = self._replaced[module] = partial(forward, module)
 
     def _pack(self, layers: Sequence[nn.Linear]) -> bool:
         packed = pack(layers)

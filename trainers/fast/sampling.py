@@ -35,14 +35,18 @@ def fast_sampling(unet: nn.Module, adapters: Sequence[AdapterSet] = (), attentio
 
 
 @contextmanager
-def recorded(unet: nn.Module) -> Generator[None]:
-    """Within, calls of one shape are recorded on a GPU and replayed; adapters and strengths must not change."""
+def recorded(unet: nn.Module, forward: RecordedForward | None = None) -> Generator[None]:
+    """Within, calls of one shape are recorded on a GPU and replayed; adapters and strengths must not change.
+
+    Args:
+        forward: what has recorded some already, of the same unet in the same state.
+    """
     device = next(unet.parameters()).device
-    if device.type != "cuda":
+    if forward is None and device.type != "cuda":
         yield
         return
     before = vars(unet).get("forward")
-    unet.forward = _RecordedForward(unet.forward, device)
+    unet.forward = forward or RecordedForward(unet.forward, device, Recorder(device))
     try:
         yield
     finally:
@@ -51,12 +55,11 @@ def recorded(unet: nn.Module) -> Generator[None]:
             unet.forward = before
 
 
-class _RecordedForward:
+class RecordedForward:
     """The UNet's forward as diffusers' pipelines call it, on tensors at fixed addresses."""
 
-    def __init__(self, forward: Callable[..., Any], device: torch.device) -> None:
-        self._forward, self._device = forward, device
-        self._recorder = Recorder(device)
+    def __init__(self, forward: Callable[..., Any], device: torch.device, recorder: Recorder) -> None:
+        self._forward, self._device, self._recorder = forward, device, recorder
         self._inputs: dict[Hashable, dict[str, Tensor]] = {}
         self._output: dict[Hashable, Tensor] = {}
 
@@ -81,7 +84,7 @@ class _RecordedForward:
         kept = self._inputs.setdefault(shape, {name: value.clone() for name, value in given.items()})
         for name, value in given.items():
             kept[name].copy_(value)
-        self._recorder.run(shape, lambda: self._run(shape))
+        self._recorder.run(("forward", shape), lambda: self._run(shape))
         return (self._output[shape].clone(),)
 
     def _run(self, shape: Hashable) -> None:

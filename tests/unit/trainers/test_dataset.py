@@ -17,7 +17,6 @@ from trainers.dataset import (
     buckets_in_use,
     data_warnings,
     describe_change,
-    encode_item,
     manifest,
     plan_items,
     plan_prior_items,
@@ -25,6 +24,7 @@ from trainers.dataset import (
     text_table,
 )
 from trainers.images import ImageChecks, find_pictures
+from trainers.latents import encode_items
 
 CAPTIONS = CaptionConfig(trigger="sks", class_word="dog", shuffle_tags=True)
 STEP = 32
@@ -53,7 +53,7 @@ def planned(folder: Path, seed: int = 0, **changes: object) -> list[Item]:
 
 def encoded(items, cache, encode=None, vae_id="vae", mask_floor=None):
     texts = text_table(items)
-    rows = [encode_item(item, encode or MeanEncoder(), cache, vae_id, mask_floor) for item in items]
+    rows = list(encode_items(items, encode or MeanEncoder(), cache, vae_id, mask_floor))
     return stack_by_bucket(rows, texts, "cpu"), texts
 
 
