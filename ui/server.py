@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
+import socket
+import warnings
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -51,21 +55,23 @@ def create_app(studio: Studio, settings: Settings) -> FastAPI:
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=life)
     media.add_to(app, studio)
-    mounted = gr.mount_gradio_app(
-        app,
-        build(studio),
-        path="/",
-        theme=theme(),
-        css=css(),
-        footer_links=["api"],
-        show_error=False,
-        max_file_size=MAX_UPLOAD,
-        ssr_mode=False,
-        run_history=False,
-        enable_monitoring=False,
-        mcp_server=settings.mcp,
-        app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "SSR mode is not supported")  # said even where it was not asked for
+        mounted = gr.mount_gradio_app(
+            app,
+            build(studio),
+            path="/",
+            theme=theme(),
+            css=css(),
+            footer_links=["api"],
+            show_error=False,
+            max_file_size=MAX_UPLOAD,
+            ssr_mode=False,
+            run_history=False,
+            enable_monitoring=False,
+            mcp_server=settings.mcp,
+            app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
+        )
     mounted.add_middleware(Gate, password=settings.password)
     return mounted
 
@@ -76,15 +82,29 @@ def serve(settings: Settings) -> None:
     studio = Studio(Queue(), settings.bases)
     move_into_empty_folder(studio.home)
     name = f"[{settings.host}]" if ":" in settings.host else settings.host
+    listening = _listen(settings)
     print(f"Spectral Studio is at http://{name}:{settings.port} (Ctrl+C ends it; jobs go on).", flush=True)  # noqa: T201
-    config = uvicorn.Config(
-        create_app(studio, settings),
-        host=settings.host,
-        port=settings.port,
-        log_level="warning",
-        timeout_graceful_shutdown=2,
-    )
-    uvicorn.Server(config).run()
+    logging.getLogger("uvicorn.error").addFilter(_is_no_goodbye)
+    config = uvicorn.Config(create_app(studio, settings), log_level="warning", timeout_graceful_shutdown=2)
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """Before anything slow is done: whoever opens the page too early waits, and is not refused."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family)
+    except OSError as error:
+        raise UserInputError(
+            f"{settings.host}:{settings.port} cannot be listened on: {error.strerror}.",
+            "Where another studio ui runs there, open it; or choose another port with --port.",
+        ) from error
+
+
+def _is_no_goodbye(record: logging.LogRecord) -> bool:
+    """Pages that are open at the end are cut off, which is no error."""
+    cut_off = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not (cut_off or "timeout graceful shutdown exceeded" in record.getMessage())
 
 
 def check(settings: Settings) -> None:

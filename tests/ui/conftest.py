@@ -24,7 +24,8 @@ from tests.ui.puppet import Puppet
 ROOT = Path(__file__).parents[2]
 CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
 BEARABLE = re.compile(
-    "Vega-Lite|was preloaded using link preload|Method not implemented|AbortError: signal is aborted without reason"
+    "Vega-Lite|was preloaded using link preload|Method not implemented"
+    "|AbortError: signal is aborted without reason|Unexpected error Connection errored out"
 )
 """What Gradio's own parts say: warnings, and what a page still waited for when it was left."""
 
@@ -49,9 +50,22 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "SPECTRAL_STUDIO_DATA": str(self.home), "PYTHONPATH": str(ROOT)}
+
+    def _words(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "studio", *words]
+
     def _studio(self, *words: str) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, "SPECTRAL_STUDIO_DATA": str(self.home), "PYTHONPATH": str(ROOT)}
-        return subprocess.Popen([sys.executable, "-m", "studio", *words], env=environment, cwd=ROOT)
+        return subprocess.Popen(self._words(*words), env=self._environment, cwd=ROOT)
+
+    def run_to_its_end(self) -> subprocess.CompletedProcess[str]:
+        """A server that does not come to serving."""
+        words = self._words("ui", "--port", str(self.port), *self.options)
+        return subprocess.run(
+            words, env=self._environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        )
 
     def employ(self) -> None:
         """A worker of ours, which ends with us: the one that the server would start outlives it."""

@@ -101,6 +101,13 @@ def test_an_address_that_others_reach_needs_a_password() -> None:
         check(Settings(host=host))
 
 
+def test_a_port_that_is_taken_is_said_in_a_sentence(server: Server, tmp_path: Path) -> None:
+    told = Server(tmp_path, port=server.port).run_to_its_end()
+    assert told.returncode != 0
+    assert f"127.0.0.1:{server.port} cannot be listened on: Address already in use" in told.stderr
+    assert "Traceback" not in told.stderr and "Spectral Studio is at" not in told.stdout
+
+
 def test_the_server_has_no_torch(tmp_path: Path) -> None:
     import subprocess
     import sys

@@ -31,14 +31,10 @@ class Form:
     def outputs(self) -> list[Any]:
         return [self.parts[name] for name in PARTS]
 
-    def handler(self, change: Callable[[Draft], Any]) -> Callable[[str], list[Any]]:
-        def handle(id: str) -> list[Any]:
-            return self.change(id, change)
-
-        return handle
-
     def change(self, id: str, change: Callable[[Draft], Any], parts: Sequence[str] = PARTS) -> list[Any]:
         """Changes the draft and redraws those parts; `change` may return sentences on files that were refused."""
+        if not id:  # the page is still coming; what was filled in meanwhile is taken when it is there
+            return self.only()
         try:
             with self.studio.drafts.changing(id) as draft:
                 told = change(draft)
