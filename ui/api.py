@@ -39,9 +39,8 @@ def add_to(demo: gr.Blocks, studio: Studio) -> None:
         with _told():
             return [describe(job) for job in studio.queue.list_jobs(limit=_LISTED)]
 
-    gr.api(train, api_name="train")
-    gr.api(status, api_name="status")
-    gr.api(list_jobs, api_name="list")
+    for function, name in ((train, "train"), (status, "status"), (list_jobs, "list")):
+        gr.api(function, api_name=name, queue=False)  # queued, MCP would call this server anew, without the password
 
 
 class _told:

@@ -26,7 +26,7 @@ from ui.app import build
 from ui.gate import Gate, is_loopback
 from ui.studio import Studio
 from ui.theme import css, theme
-from ui.uploads import uploads_dir
+from ui.uploads import only_what_was_sent, uploads_dir
 
 MAX_UPLOAD = "400mb"
 """A whole drop beyond this is refused by Gradio itself; every picture is judged on its own (ui/uploads.py)."""
@@ -55,11 +55,12 @@ def create_app(studio: Studio, settings: Settings) -> FastAPI:
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=life)
     media.add_to(app, studio)
+    demo = build(studio)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "SSR mode is not supported")  # said even where it was not asked for
         mounted = gr.mount_gradio_app(
             app,
-            build(studio),
+            demo,
             path="/",
             theme=theme(),
             css=css(),
@@ -72,6 +73,7 @@ def create_app(studio: Studio, settings: Settings) -> FastAPI:
             mcp_server=settings.mcp,
             app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
         )
+    only_what_was_sent(demo, studio.home)
     mounted.add_middleware(Gate, password=settings.password)
     return mounted
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import gradio as gr
+from gradio import mcp, processing_utils
 
 from adapters.errors import StudioError, UserInputError
 from trainers.decode import readable_suffixes
@@ -13,6 +17,27 @@ _HERE = Path(__file__).parent
 _SAMPLES = (_HERE / "samples" / "octopus", _HERE.parent / "examples" / "octopus")
 """In an installed package (pyproject.toml puts them there), and in a checkout."""
 _TEXT = ".txt"
+_SERVED = "/gradio_api/file="
+"""What Gradio puts before an upload's path to make an address of it."""
+
+
+def only_what_was_sent(demo: gr.Blocks, home: Path) -> None:
+    """Has Gradio take nothing for an upload but what was uploaded.
+
+    An app that is mounted never counts as launched by itself, and before its launch Gradio copies whatever path a request
+    names to where it can be fetched from. What is named by an address it would fetch.
+    """
+    demo.has_launched = True
+
+    async def sent_here(url: str, cache_dir: str) -> str:
+        del cache_dir
+        try:
+            return str(received(home, [unquote(urlsplit(url).path).removeprefix(_SERVED)])[0])
+        except UserInputError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    processing_utils.async_ssrf_protected_download = sent_here
+    mcp.DEFAULT_TEMP_DIR = str(uploads_dir(home))  # for data: URLs; it was set when Gradio was imported
 
 
 def received(home: Path, paths: Sequence[str | Path]) -> list[Path]:
