@@ -54,7 +54,9 @@ class _told:
 
 
 def _path(file: Any) -> str:
-    """Where a client says that its upload lies; Gradio does not check it for functions without components."""
+    """Where a client says that its upload lies. MCP hands the address on as a text."""
+    if isinstance(file, str):
+        return uploads.path_of(file)
     return str(file["path"] if isinstance(file, dict) else file.path)
 
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -19,7 +20,7 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 
-from adapters.errors import UserInputError
+from adapters.errors import MissingError, UserInputError
 from studio.queue import Queue
 from ui import media
 from ui.app import build
@@ -64,7 +65,7 @@ def create_app(studio: Studio, settings: Settings) -> FastAPI:
             path="/",
             theme=theme(),
             css=css(),
-            footer_links=["api"],
+            footer_links=[],
             show_error=False,
             max_file_size=MAX_UPLOAD,
             ssr_mode=False,
@@ -110,6 +111,8 @@ def _is_no_goodbye(record: logging.LogRecord) -> bool:
 
 
 def check(settings: Settings) -> None:
+    if settings.mcp and find_spec("mcp") is None:
+        raise MissingError("Offering the API to language models needs mcp.", 'pip install "spectral-studio[mcp]"')
     if settings.password is not None and not settings.password.strip():
         raise UserInputError("The password is empty.", "Choose one, or leave --password out.")
     if settings.password is None and not is_loopback(settings.host):

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import gradio as gr
-from gradio import mcp, processing_utils
+from gradio import processing_utils
 
 from adapters.errors import StudioError, UserInputError
 from trainers.decode import readable_suffixes
@@ -32,12 +32,16 @@ def only_what_was_sent(demo: gr.Blocks, home: Path) -> None:
     async def sent_here(url: str, cache_dir: str) -> str:
         del cache_dir
         try:
-            return str(received(home, [unquote(urlsplit(url).path).removeprefix(_SERVED)])[0])
+            return str(received(home, [path_of(url)])[0])
         except UserInputError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
     processing_utils.async_ssrf_protected_download = sent_here
-    mcp.DEFAULT_TEMP_DIR = str(uploads_dir(home))  # for data: URLs; it was set when Gradio was imported
+
+
+def path_of(address: str) -> str:
+    """The path that an upload's address (or its path) names; whether it is one, `received` says."""
+    return unquote(urlsplit(address).path).removeprefix(_SERVED)
 
 
 def received(home: Path, paths: Sequence[str | Path]) -> list[Path]:
