@@ -24,8 +24,8 @@ _SERVED = "/gradio_api/file="
 def only_what_was_sent(demo: gr.Blocks, home: Path) -> None:
     """Has Gradio take nothing for an upload but what was uploaded.
 
-    An app that is mounted never counts as launched by itself, and before its launch Gradio copies whatever path a request
-    names to where it can be fetched from. What is named by an address it would fetch.
+    An app that is mounted never counts as launched by itself, and before its launch Gradio copies whatever path a
+    request names to where it can be fetched from. What is named by an address it would fetch.
     """
     demo.has_launched = True
 

@@ -109,6 +109,7 @@ def browser() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no page was opened")
     if CHROMIUM is None:
         pytest.skip("There is no chromium on this machine (apt-get install chromium): no page was opened.")
+    api.expect.set_options(timeout=30_000)
     with api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium

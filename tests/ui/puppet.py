@@ -10,7 +10,7 @@ from studio import locks, workers
 from studio.claims import Claim, claim_next
 from studio.queue import Queue
 from studio.store import Job, Summary
-from studio.store.states import WAITING
+from studio.store.states import ACTIVE, WAITING
 from studio.submitting import checked
 from tests.support import make_pictures, quick_config
 from trainers.events import Event, Started, Stepped
@@ -74,6 +74,12 @@ class Puppet:
     def die(self, claim: Claim) -> None:
         """As kill -9 does it: the kernel takes the lock back, and nobody says a word."""
         claim.lock.release()
+
+    def bury(self, claim: Claim) -> None:
+        """It dies, and that is found, by us or by the server."""
+        self.die(claim)
+        while self.queue.get_job(claim.job.id).state in ACTIVE:
+            self.queue.sweep()
 
 
 def write(job: Job, events: Iterable[Event]) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 pytest.importorskip("gradio", reason="gradio is not installed: the web pages were not tested")
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no page was opened")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed: no page was examined")
-expect = sync_api.expect
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no page was opened")
+pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed: no page was examined")
+
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect
 
 from studio.failures import Failure
 from tests.ui.puppet import Puppet
@@ -20,7 +22,7 @@ _WORST = ("serious", "critical")
 
 def serious(page: Any) -> list[str]:
     """A line for each element at fault, in the light that the page is in."""
-    found = axe.Axe().run(page).response["violations"]
+    found = Axe().run(page).response["violations"]
     return [
         f"{one['id']}: {node['html'][:200]}: {node['failureSummary']}"
         for one in found

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no page was opened")
-expect = sync_api.expect
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no page was opened")
+
+from playwright.sync_api import expect
 
 from studio.claims import requeue_interrupted
 from studio.queue import MAX_CRASHES
@@ -69,8 +70,7 @@ def test_a_run_that_keeps_killing_its_worker_says_why_and_offers_less_memory(sta
     id = puppet.submit("kills its workers")
     for _ in range(MAX_CRASHES):
         requeue_interrupted(puppet.queue)
-        puppet.die(puppet.claim())
-        puppet.queue.sweep()
+        puppet.bury(puppet.claim())
     staged_page.goto(f"/run?job={id}")
     expect(staged_page.locator("#run-failure")).to_contain_text(f"died {MAX_CRASHES} times")
     staged_page.get_by_role("button", name="Try again with low memory").click()

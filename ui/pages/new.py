@@ -240,6 +240,8 @@ def _starter(studio: Studio, screen: Form) -> Callable[..., list[Any]]:
         with studio.drafts.changing(id) as draft:
             put_fields(draft, name, kind, class_word, trigger)
         job, problems = subject.start(studio, draft)
+        with studio.drafts.changing(id) as draft:
+            draft.refused = not job
         return [job, *screen.show(draft, problems=problems)]
 
     return start
