@@ -50,6 +50,7 @@ class Claim:
     def obeyed(self, ask: Ask) -> None:
         with self.queue.store.writing() as session:
             jobs.settle(session, self.job.id, ask)
+            jobs.change(session, self.job.id)
 
     def end(self, state: State, failure: Failure | None = None) -> None:
         """The last word about this attempt."""

@@ -78,9 +78,14 @@ class Queue:
             return jobs.find(session, id)
 
     def revision(self) -> int:
-        """Grows whenever any job changes: while it is the same, nothing has moved."""
+        """Grows whenever any job changes, is told something or obeys: while it is the same, nothing has moved."""
         with self.store.reading() as session:
             return jobs.newest_revision(session)
+
+    def asked(self, id: str) -> list[Ask]:
+        """What the job's worker was told and has not done yet, the oldest first."""
+        with self.store.reading() as session:
+            return jobs.asked(session, id)
 
     def follow(self, id: str, offset: int = 0) -> Chunk:
         """The job's events from that byte of its events.jsonl on, and the offset to go on from."""

@@ -39,9 +39,8 @@ def add_to(demo: gr.Blocks, studio: Studio) -> None:
         with _told():
             return [describe(job) for job in studio.queue.list_jobs(limit=_LISTED)]
 
-    gr.api(train, api_name="train")
-    gr.api(status, api_name="status")
-    gr.api(list_jobs, api_name="list")
+    for function, name in ((train, "train"), (status, "status"), (list_jobs, "list")):
+        gr.api(function, api_name=name, queue=False)  # queued, MCP would call this server anew, without the password
 
 
 class _told:
@@ -55,7 +54,9 @@ class _told:
 
 
 def _path(file: Any) -> str:
-    """Where a client says that its upload lies; Gradio does not check it for functions without components."""
+    """Where a client says that its upload lies. MCP hands the address on as a text."""
+    if isinstance(file, str):
+        return uploads.path_of(file)
     return str(file["path"] if isinstance(file, dict) else file.path)
 
 

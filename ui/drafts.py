@@ -52,6 +52,8 @@ class Draft(BaseModel):
     base: str = "embedded"
     preset: str = "balanced"
     settings: dict[str, str] = Field(default_factory=dict)
+    refused: bool = False
+    """A start was refused: from then on what is missing is said beside its field, until it is there."""
 
 
 class Drafts:

@@ -17,8 +17,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 COOKIE = "studio-session"
 _OPEN = ("/login", "/login/")
-_REFUSED = ("/gradio_api/proxy=", "/proxy=", "/monitoring", "/gradio_api/monitoring", "/gradio_api/deep_link")
-"""Endpoints of Gradio's that nothing here uses: fetching from elsewhere, and looking at others' use."""
+_GRADIO = "/gradio_api/"
+_USED = (
+    "app_id", "call/", "cancel", "component_server", "file=/", "heartbeat/", "info", "mcp", "queue/", "reset", "run/",
+    "startup-events", "theme.css", "upload",
+)  # fmt: skip
+"""Endpoints of Gradio's that pages and API use. It has more: fetching from elsewhere, editing its own code, traces."""
+_REFUSED = ("/proxy=", "/monitoring")
 _HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "SAMEORIGIN",
@@ -58,8 +63,8 @@ class Gate:
 
     async def _answer(self, request: Request) -> Response | None:
         """What is said in the place of the app, if anything."""
-        path = request.url.path
-        if any(path.startswith(refused) for refused in _REFUSED):
+        path: str = request.scope["path"]
+        if path.startswith(_REFUSED) or (path.startswith(_GRADIO) and not path[len(_GRADIO) :].startswith(_USED)):
             return PlainTextResponse("There is nothing here.", 404)
         if self.password is None:
             if not is_loopback(_host(request)):
@@ -68,6 +73,9 @@ class Gate:
         if path in _OPEN:
             return await self._login(request)
         if request.cookies.get(COOKIE) in self._sessions:
+            return None
+        kind, _, given = request.headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer" and await self._opens(given):
             return None
         if "text/html" in request.headers.get("accept", ""):
             return RedirectResponse("/login", 303)
@@ -78,17 +86,23 @@ class Gate:
             return HTMLResponse(_PAGE.format(message=""))
         body = await _body(request)
         given = parse_qs(body.decode("utf-8", "replace")).get("password", [""])[0] if body is not None else ""
-        assert self.password is not None
-        async with self._guessing:  # one at a time, and a wrong one takes its while: guessing is slow, for all together
-            if not hmac.compare_digest(given.encode(), self.password.encode()):
-                await asyncio.sleep(_WAIT_SECONDS)
-                return HTMLResponse(_PAGE.format(message="That is not the password."), 401)
+        if not await self._opens(given):
+            return HTMLResponse(_PAGE.format(message="That is not the password."), 401)
         token = secrets.token_urlsafe(32)
         self._sessions.add(token)
         wants_page = "text/html" in request.headers.get("accept", "")
         done: Response = RedirectResponse("/", 303) if wants_page else JSONResponse({"success": True})
         done.set_cookie(COOKIE, token, httponly=True, samesite="strict", secure=request.url.scheme == "https")
         return done
+
+    async def _opens(self, given: str) -> bool:
+        """One at a time, and a wrong one takes its while: guessing is slow, for all together."""
+        assert self.password is not None
+        async with self._guessing:
+            if hmac.compare_digest(given.encode(), self.password.encode()):
+                return True
+            await asyncio.sleep(_WAIT_SECONDS)
+            return False
 
 
 def _host(request: Request) -> str:

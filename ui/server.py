@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
+import socket
+import warnings
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -15,14 +20,14 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 
-from adapters.errors import UserInputError
+from adapters.errors import MissingError, UserInputError
 from studio.queue import Queue
 from ui import media
 from ui.app import build
 from ui.gate import Gate, is_loopback
 from ui.studio import Studio
 from ui.theme import css, theme
-from ui.uploads import uploads_dir
+from ui.uploads import only_what_was_sent, uploads_dir
 
 MAX_UPLOAD = "400mb"
 """A whole drop beyond this is refused by Gradio itself; every picture is judged on its own (ui/uploads.py)."""
@@ -51,21 +56,25 @@ def create_app(studio: Studio, settings: Settings) -> FastAPI:
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=life)
     media.add_to(app, studio)
-    mounted = gr.mount_gradio_app(
-        app,
-        build(studio),
-        path="/",
-        theme=theme(),
-        css=css(),
-        footer_links=["api"],
-        show_error=False,
-        max_file_size=MAX_UPLOAD,
-        ssr_mode=False,
-        run_history=False,
-        enable_monitoring=False,
-        mcp_server=settings.mcp,
-        app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
-    )
+    demo = build(studio)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "SSR mode is not supported")  # said even where it was not asked for
+        mounted = gr.mount_gradio_app(
+            app,
+            demo,
+            path="/",
+            theme=theme(),
+            css=css(),
+            footer_links=[],
+            show_error=False,
+            max_file_size=MAX_UPLOAD,
+            ssr_mode=False,
+            run_history=False,
+            enable_monitoring=False,
+            mcp_server=settings.mcp,
+            app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
+        )
+    only_what_was_sent(demo, studio.home)
     mounted.add_middleware(Gate, password=settings.password)
     return mounted
 
@@ -76,18 +85,34 @@ def serve(settings: Settings) -> None:
     studio = Studio(Queue(), settings.bases)
     move_into_empty_folder(studio.home)
     name = f"[{settings.host}]" if ":" in settings.host else settings.host
+    listening = _listen(settings)
     print(f"Spectral Studio is at http://{name}:{settings.port} (Ctrl+C ends it; jobs go on).", flush=True)  # noqa: T201
-    config = uvicorn.Config(
-        create_app(studio, settings),
-        host=settings.host,
-        port=settings.port,
-        log_level="warning",
-        timeout_graceful_shutdown=2,
-    )
-    uvicorn.Server(config).run()
+    logging.getLogger("uvicorn.error").addFilter(_is_no_goodbye)
+    config = uvicorn.Config(create_app(studio, settings), log_level="warning", timeout_graceful_shutdown=2)
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """Before anything slow is done: whoever opens the page too early waits, and is not refused."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family)
+    except OSError as error:
+        raise UserInputError(
+            f"{settings.host}:{settings.port} cannot be listened on: {error.strerror}.",
+            "Where another studio ui runs there, open it; or choose another port with --port.",
+        ) from error
+
+
+def _is_no_goodbye(record: logging.LogRecord) -> bool:
+    """Pages that are open at the end are cut off, which is no error."""
+    cut_off = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not (cut_off or "timeout graceful shutdown exceeded" in record.getMessage())
 
 
 def check(settings: Settings) -> None:
+    if settings.mcp and find_spec("mcp") is None:
+        raise MissingError("Offering the API to language models needs mcp.", 'pip install "spectral-studio[mcp]"')
     if settings.password is not None and not settings.password.strip():
         raise UserInputError("The password is empty.", "Choose one, or leave --password out.")
     if settings.password is None and not is_loopback(settings.host):

@@ -93,7 +93,7 @@ def start(studio: Studio, draft: Draft) -> tuple[str, Problems]:
     problems = missing(draft)
     if problems.fields:
         return "", problems
-    digest = hashlib.sha256(draft.model_dump_json().encode()).hexdigest()[:12]
+    digest = hashlib.sha256(draft.model_dump_json(exclude={"refused"}).encode()).hexdigest()[:12]
     folder = studio.home / "pictures" / f"{draft.id}-{digest}"
     try:
         studio.drafts.freeze(draft, folder)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import gradio as gr
+from gradio import processing_utils
 
 from adapters.errors import StudioError, UserInputError
 from trainers.decode import readable_suffixes
@@ -13,6 +17,31 @@ _HERE = Path(__file__).parent
 _SAMPLES = (_HERE / "samples" / "octopus", _HERE.parent / "examples" / "octopus")
 """In an installed package (pyproject.toml puts them there), and in a checkout."""
 _TEXT = ".txt"
+_SERVED = "/gradio_api/file="
+"""What Gradio puts before an upload's path to make an address of it."""
+
+
+def only_what_was_sent(demo: gr.Blocks, home: Path) -> None:
+    """Has Gradio take nothing for an upload but what was uploaded.
+
+    An app that is mounted never counts as launched by itself, and before its launch Gradio copies whatever path a
+    request names to where it can be fetched from. What is named by an address it would fetch.
+    """
+    demo.has_launched = True
+
+    async def sent_here(url: str, cache_dir: str) -> str:
+        del cache_dir
+        try:
+            return str(received(home, [path_of(url)])[0])
+        except UserInputError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    processing_utils.async_ssrf_protected_download = sent_here
+
+
+def path_of(address: str) -> str:
+    """The path that an upload's address (or its path) names; whether it is one, `received` says."""
+    return unquote(urlsplit(address).path).removeprefix(_SERVED)
 
 
 def received(home: Path, paths: Sequence[str | Path]) -> list[Path]:

@@ -147,6 +147,7 @@ def tell(session: Session, id: str, ask: Ask) -> None:
     """Puts a command down for the job's worker; once is enough while it has not been obeyed."""
     if ask not in asked(session, id):
         session.add(Command(job=id, name=ask, created=now()))
+        change(session, id)
 
 
 def asked(session: Session, id: str) -> list[Ask]:

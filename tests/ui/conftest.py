@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,15 @@ from urllib.request import urlopen
 
 import pytest
 
+from tests.ui.puppet import Puppet
+
 ROOT = Path(__file__).parents[2]
 CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
-BEARABLE = re.compile("Vega-Lite|was preloaded using link preload|Method not implemented")
-"""Warnings of Gradio's own parts."""
+BEARABLE = re.compile(
+    "Vega-Lite|was preloaded using link preload|Method not implemented"
+    "|AbortError: signal is aborted without reason|Unexpected error Connection errored out"
+)
+"""What Gradio's own parts say: warnings, and what a page still waited for when it was left."""
 
 
 def _free_port() -> int:
@@ -44,9 +50,22 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "SPECTRAL_STUDIO_DATA": str(self.home), "PYTHONPATH": str(ROOT)}
+
+    def _words(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "studio", *words]
+
     def _studio(self, *words: str) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, "SPECTRAL_STUDIO_DATA": str(self.home), "PYTHONPATH": str(ROOT)}
-        return subprocess.Popen([sys.executable, "-m", "studio", *words], env=environment, cwd=ROOT)
+        return subprocess.Popen(self._words(*words), env=self._environment, cwd=ROOT)
+
+    def run_to_its_end(self) -> subprocess.CompletedProcess[str]:
+        """A server that does not come to serving."""
+        words = self._words("ui", "--port", str(self.port), *self.options)
+        return subprocess.run(
+            words, env=self._environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        )
 
     def employ(self) -> None:
         """A worker of ours, which ends with us: the one that the server would start outlives it."""
@@ -70,6 +89,12 @@ class Server:
                 process.wait(60)
 
 
+@dataclass(frozen=True)
+class Staged:
+    server: Server
+    puppet: Puppet
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     pytest.importorskip("gradio", reason="gradio is not installed: the web pages were not tested")
@@ -84,16 +109,17 @@ def browser() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no page was opened")
     if CHROMIUM is None:
         pytest.skip("There is no chromium on this machine (apt-get install chromium): no page was opened.")
+    api.expect.set_options(timeout=30_000)
     with api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium
         chromium.close()
 
 
-@pytest.fixture
-def page(browser: Any, server: Server) -> Iterator[Any]:
+@contextmanager
+def opened(browser: Any, url: str, bearable: re.Pattern[str] = BEARABLE) -> Iterator[Any]:
     """A tab of its own, which must have asked no other host and have said no error by the end of the test."""
-    context = browser.new_context(base_url=server.url, viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    context = browser.new_context(base_url=url, viewport={"width": 1280, "height": 900}, accept_downloads=True)
     context.set_default_timeout(30_000)
     said: list[str] = []
     asked: list[str] = []
@@ -106,5 +132,36 @@ def page(browser: Any, server: Server) -> Iterator[Any]:
     context.on("page", listen)
     yield context.new_page()
     context.close()
-    assert [text for text in said if not BEARABLE.search(text)] == []
-    assert [url for url in asked if not url.startswith((server.url, "data:", "blob:"))] == []
+    assert [text for text in said if not bearable.search(text)] == []
+    assert [url_ for url_ in asked if not url_.startswith((url, "data:", "blob:"))] == []
+
+
+@pytest.fixture
+def page(browser: Any, server: Server) -> Iterator[Any]:
+    with opened(browser, server.url) as tab:
+        yield tab
+
+
+@pytest.fixture(scope="session")
+def staged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Staged]:
+    """A server whose only worker is a puppet."""
+    pytest.importorskip("gradio", reason="gradio is not installed: the web pages were not tested")
+    home = tmp_path_factory.mktemp("staged")
+    puppet = Puppet(home)
+    running = Server(home).start()
+    yield Staged(running, puppet)
+    running.stop()
+    puppet.close()
+
+
+@pytest.fixture
+def puppet(staged: Staged) -> Iterator[Puppet]:
+    yield staged.puppet
+    staged.puppet.rest()
+
+
+@pytest.fixture
+def staged_page(browser: Any, staged: Staged) -> Iterator[Any]:
+    """A tab on the puppet's server."""
+    with opened(browser, staged.server.url) as tab:
+        yield tab

@@ -31,14 +31,10 @@ class Form:
     def outputs(self) -> list[Any]:
         return [self.parts[name] for name in PARTS]
 
-    def handler(self, change: Callable[[Draft], Any]) -> Callable[[str], list[Any]]:
-        def handle(id: str) -> list[Any]:
-            return self.change(id, change)
-
-        return handle
-
     def change(self, id: str, change: Callable[[Draft], Any], parts: Sequence[str] = PARTS) -> list[Any]:
         """Changes the draft and redraws those parts; `change` may return sentences on files that were refused."""
+        if not id:  # the page is still coming; what was filled in meanwhile is taken when it is there
+            return self.only()
         try:
             with self.studio.drafts.changing(id) as draft:
                 told = change(draft)
@@ -55,23 +51,23 @@ class Form:
     ) -> list[Any]:
         """A value for each part, or a skip. With `problems`, a start was refused: they are said beside their fields."""
         plan, wrong = subject.plan(self.studio, draft)
-        found = Problems({**wrong.fields, **(problems.fields if problems is not None else {})})
-        said = found if problems is not None else wrong
+        lacking = subject.missing(draft).fields if draft.refused else {}
+        found = Problems({**wrong.fields, **lacking, **(problems.fields if problems is not None else {})})
         draw: dict[str, Callable[[], Any]] = {
-            "pictures": lambda: pictures_markup(self.studio.drafts, draft, list(refused), said.of("pictures")),
-            "trigger_note": lambda: self._trigger(draft, said),
-            "class_note": lambda: message(said.of("class_word"), elem_id="class-problem"),
+            "pictures": lambda: pictures_markup(self.studio.drafts, draft, list(refused), found.of("pictures")),
+            "trigger_note": lambda: self._trigger(draft, found),
+            "class_note": lambda: message(found.of("class_word"), elem_id="class-problem"),
             "presets": lambda: self._presets(draft),
             "knobs": lambda: self._knobs(draft, found),
             "yaml": lambda: plan["yaml"] if plan is not None else gr.skip(),
             "yaml_note": lambda: "",
             "command": lambda: plan["command"] if plan is not None else gr.skip(),
-            "review": lambda: self._review(draft, plan, found, problems is not None),
+            "review": lambda: self._review(draft, plan, found, draft.refused),
         }
         return [draw[name]() if name in parts else gr.skip() for name in PARTS]
 
-    def _trigger(self, draft: Draft, said: Problems) -> str:
-        if problem := said.of("trigger"):
+    def _trigger(self, draft: Draft, found: Problems) -> str:
+        if problem := found.of("trigger"):
             return message(problem, elem_id="trigger-problem")
         note = subject.trigger_note(self.studio, draft)
         return f'<p class="s-hint">{esc(note)}</p>' if note else ""

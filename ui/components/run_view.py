@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from studio.store import Job
+from collections.abc import Sequence
+
+from studio.store import Ask, Job
 from studio.store.states import ACTIVE, GIVEN_UP, WAITING
 from ui.components import words
 from ui.components.markup import button, esc, message
@@ -26,8 +28,16 @@ def head(job: Job) -> str:
     )
 
 
-def actions(job: Job) -> str:
-    """What can be asked of it in its state."""
+_TOLD = {
+    "pause": "It saves and pauses after this step.",
+    "cancel": "It stops after this step. What was saved is kept.",
+    "save": "It saves after this step.",
+    "sample": "It draws after this step.",
+}
+
+
+def actions(job: Job, asked: Sequence[Ask] = ()) -> str:
+    """What can be asked of it in its state, and what it was asked and has not done yet."""
     found: list[str] = []
     if job.state == "done":
         found.append(
@@ -44,7 +54,8 @@ def actions(job: Job) -> str:
     if job.state == "cancelled":
         found.append(button("Go on after all", "retry", kind="s-primary"))
     found.append(f'<a class="s-button" href="/new?copy={job.id}">Copy settings to a new run</a>')
-    return f'<div class="s-bar">{"".join(found)}</div>'
+    told = message(" ".join(_TOLD[ask] for ask in asked if ask in _TOLD), "good", elem_id="run-asked")
+    return f'<div class="s-bar">{"".join(found)}</div>{told}'
 
 
 def failure(job: Job) -> str:

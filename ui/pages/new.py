@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
@@ -12,7 +12,7 @@ from ui import subject, uploads
 from ui.components import knobs
 from ui.components.live import Live
 from ui.components.markup import details, live_html, message, plain_html
-from ui.components.new_form import Form
+from ui.components.new_form import PARTS, Form
 from ui.drafts import Draft
 from ui.pages import page
 from ui.studio import Studio
@@ -52,7 +52,7 @@ def build(studio: Studio, live: Live, demo: gr.Blocks) -> None:
     inputs = [fields[name] for name in ("name", "kind", "class_word", "trigger")]
     loaded = demo.load(_loader(studio), None, [draft_id, *inputs, base], **_PRIVATE)
     loaded.then(None, draft_id, None, js=_REMEMBER, api_visibility="private")
-    loaded.then(screen.handler(_nothing), draft_id, screen.outputs(), **_PRIVATE)
+    loaded.then(_filler(screen, PARTS), [draft_id, *inputs], screen.outputs(), **_PRIVATE)
     _wire_pictures(studio, screen, draft_id, drop, pictures)
     _wire_fields(screen, draft_id, inputs, fields, base)
     _wire_settings(studio, screen, draft_id, presets, settings)
@@ -99,18 +99,10 @@ def _settings() -> dict[str, Any]:
     return {"knobs": chosen, "yaml": text, "yaml_note": note, "command": command, "_apply": apply}
 
 
-def _nothing(draft: Draft) -> list[str]:
-    del draft
-    return []
-
-
 def _loader(studio: Studio) -> Callable[[gr.Request], list[Any]]:
     def load(request: gr.Request) -> list[Any]:
         asked = dict(request.query_params)
-        try:
-            draft = studio.drafts.get(asked["draft"]) if "draft" in asked else studio.drafts.new()
-        except StudioError:
-            draft = studio.drafts.new()
+        draft = _opened(studio, asked.get("draft"))
         if "sample" in asked and not draft.pictures:
             draft = _sample(studio, draft.id)
         elif "copy" in asked and not draft.pictures:
@@ -120,9 +112,17 @@ def _loader(studio: Studio) -> Callable[[gr.Request], list[Any]]:
             with studio.drafts.changing(draft.id) as draft:
                 draft.trigger = trigger
         base = draft.base if draft.base in studio.bases else "embedded"
-        return [draft.id, draft.name, draft.kind, draft.class_word, draft.trigger, base]
+        texts = [text or gr.skip() for text in (draft.name, draft.kind, draft.class_word, draft.trigger)]
+        return [draft.id, *texts, base]  # skipped: somebody may have begun to write before this came
 
     return load
+
+
+def _opened(studio: Studio, id: str | None) -> Draft:
+    try:
+        return studio.drafts.new() if id is None else studio.drafts.get(id)
+    except StudioError:
+        return studio.drafts.new()
 
 
 def _sample(studio: Studio, id: str) -> Draft:
@@ -167,11 +167,7 @@ def _wire_pictures(studio: Studio, screen: Form, draft_id: Any, drop: Any, pictu
 
 
 def _wire_fields(screen: Form, draft_id: Any, inputs: list[Any], fields: dict[str, Any], base: Any) -> None:
-    def filled(id: str, name: str, kind: str, class_word: str, trigger: str) -> list[Any]:
-        def put(draft: Draft) -> None:
-            put_fields(draft, name, kind, class_word, trigger)
-
-        return screen.change(id, put, ("trigger_note", "class_note", "command", "yaml", "review"))
+    filled = _filler(screen, ("trigger_note", "class_note", "command", "yaml", "review"))
 
     def kind_chosen(kind: str, before: str) -> str:
         return subject.usual_class(kind, before)
@@ -190,6 +186,18 @@ def _wire_fields(screen: Form, draft_id: Any, inputs: list[Any], fields: dict[st
         filled, [draft_id, *inputs], outputs, **_PRIVATE
     )
     base.input(base_chosen, [draft_id, base], outputs, **_PRIVATE)
+
+
+def _filler(screen: Form, parts: Sequence[str]) -> Callable[..., list[Any]]:
+    """Takes the subject's fields into the draft, and draws those parts."""
+
+    def filled(id: str, name: str, kind: str, class_word: str, trigger: str) -> list[Any]:
+        def put(draft: Draft) -> None:
+            put_fields(draft, name, kind, class_word, trigger)
+
+        return screen.change(id, put, parts)
+
+    return filled
 
 
 def put_fields(draft: Draft, name: str, kind: str, class_word: str, trigger: str) -> None:
@@ -232,6 +240,8 @@ def _starter(studio: Studio, screen: Form) -> Callable[..., list[Any]]:
         with studio.drafts.changing(id) as draft:
             put_fields(draft, name, kind, class_word, trigger)
         job, problems = subject.start(studio, draft)
+        with studio.drafts.changing(id) as draft:
+            draft.refused = not job
         return [job, *screen.show(draft, problems=problems)]
 
     return start

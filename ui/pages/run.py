@@ -18,14 +18,7 @@ from ui.pages import page
 from ui.studio import Studio
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-_ASKED = {
-    "pause": "It saves and pauses after this step.",
-    "cancel": "It stops after this step. What was saved is kept.",
-    "save": "It saves after this step.",
-    "sample": "It draws after this step.",
-    "resume": "It waits its turn.",
-    "retry": "It waits its turn, and goes on from where it was saved.",
-}
+_ASKS = ("pause", "cancel", "save", "sample", "resume")
 _GO = "(id) => { if (id) location.assign('/run?job=' + id); }"
 _NOWHERE = (
     '<section class="s-empty"><h1>No such run</h1><p>It is not in this studio’s list.</p>'
@@ -89,7 +82,7 @@ def drawn(studio: Studio, courses: Courses, id: str) -> list[Any]:
     plot = gr.LinePlot(_frame(points), visible=True) if len(points) > 1 else hidden
     return [
         run_view.head(job),
-        run_view.actions(job),
+        run_view.actions(job, studio.queue.asked(job.id)),
         run_view.failure(job),
         run_view.notes(course),
         run_view.samples(job, course),
@@ -102,19 +95,22 @@ def _frame(points: list[tuple[int, float]]) -> pd.DataFrame:
 
 
 def _ask(studio: Studio, id: str, told: dict[str, str]) -> list[str]:
-    """Does what a button says; a sentence on it, and the job to go to where there is a new one."""
+    """Does what a button says; a sentence where it cannot be, and the job to go to where there is a new one.
+
+    That it was asked for is shown from the store, in every tab, until it is done.
+    """
     action = told.get("action", "")
     try:
         if action == "remedy":
             return ["", _with_preset(studio, id, told.get("preset", ""))]
         if action == "retry":
             studio.queue.retry(id)
-        elif action in _ASKED:
+        elif action in _ASKS:
             studio.queue.send(id, action)  # pyright: ignore[reportArgumentType]
         workers.ensure(studio.queue)
     except StudioError as error:
         return [message(str(error)), ""]
-    return [message(_ASKED.get(action, ""), "good"), ""]
+    return ["", ""]
 
 
 def _with_preset(studio: Studio, id: str, preset: str) -> str:
