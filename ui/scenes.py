@@ -128,8 +128,13 @@ def toggle(studio: Studio, scene: Scene, id: str) -> str:
     own = phrase(studio, entry)
     if not has_word(scene.prompt, entry.trigger or own):
         scene.prompt = (" and " if said else " ").join(filter(None, (scene.prompt.rstrip(), own)))
-    scene.uses.append(Use(adapter=LIBRARY_PREFIX + entry.id))
-    return ""
+    return add(scene, entry.id)
+
+
+def add(scene: Scene, id: str, strength: float = 1.0) -> str:
+    """Uses an adapter; why that is not its strength, if so."""
+    scene.uses.append(Use(adapter=LIBRARY_PREFIX + id))
+    return set_strength(scene, LIBRARY_PREFIX + id, str(strength))
 
 
 def set_strength(scene: Scene, adapter: str, text: str) -> str:

@@ -9,7 +9,6 @@ from ui import media
 from ui.components import words
 from ui.components.markup import button, esc
 
-
 _PAGES = {"train": "run", "sample": "create", "fuse": "combine"}
 
 

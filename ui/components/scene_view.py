@@ -90,9 +90,7 @@ def pictures_markup(job: Job | None, notes: Sequence[str]) -> str:
     warned = message("\n".join(notes), "note") if notes else ""
     width, height = job.request.size or (1, 1)
     shape = f"--shape: {width} / {height}; --columns: {1 if total == 1 else 2 if total < 10 else 3}"
-    return (
-        f'{_state(job)}{warned}<ul class="s-drawn" style="{shape}" aria-label="Pictures" tabindex="0">{cells}</ul>'
-    )
+    return f'{_state(job)}{warned}<ul class="s-drawn" style="{shape}" aria-label="Pictures" tabindex="0">{cells}</ul>'
 
 
 def _state(job: Job) -> str:
