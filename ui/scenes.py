@@ -231,9 +231,8 @@ def _validated(
     try:
         return SampleRequest.model_validate(whole)
     except ValidationError as error:
-        for one in error.errors():
-            name = str(one["loc"][2] if one["loc"][0] == "drawings" else one["loc"][0])
-            found.fields[name] = _WRONG.get(name, one["msg"])
+        names = {part for one in error.errors() for part in one["loc"] if part in _WRONG}
+        found.fields.update({str(name): _WRONG[str(name)] for name in names} or {"": error.errors()[0]["msg"]})
         return None
 
 

@@ -151,7 +151,7 @@ def test_a_recipe_fills_the_form_and_names_what_is_missing(studio: Studio, dog: 
 def test_a_picture_without_a_recipe_is_refused_without_telling_where_it_lies(studio: Studio, tmp_path: Path):
     path = tmp_path / "bare.png"
     Image.new("RGB", (8, 8)).save(path)
-    with pytest.raises(FileFormatError, match="bare.png carries no recipe") as refused:
+    with pytest.raises(FileFormatError, match=r"^bare\.png carries no recipe") as refused:
         scene_sources.take_picture(studio, scene(), path)
     assert str(tmp_path) not in str(refused.value)
 
