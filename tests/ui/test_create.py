@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no page was opened")
 from PIL import Image
 
 from studio.library import Library
 from tests.library import made
 from tests.ui.conftest import Server
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no page was opened")
 
 expect = sync_api.expect
 expect.set_options(timeout=30_000)
@@ -107,7 +107,9 @@ def test_subjects_and_regions_are_chosen_by_mouse_and_by_keyboard(page: Any, sub
     page.keyboard.press("Enter")
     page.keyboard.press("Shift+ArrowUp")
     expect(page.get_by_label("What is in region 2")).to_have_value("zwx cat")
-    page.wait_for_load_state("networkidle")
+    page.get_by_label("Pictures", exact=True).fill("0")
+    _draw(page)
+    expect(page.locator("#count-problem")).to_contain_text("from 1 to 32")
     page.reload()
     page.get_by_role("button", name="Places of subjects").click()
     expect(page.locator(".s-box")).to_have_count(2)

@@ -148,9 +148,10 @@ class _Screen:
         return scene
 
     def filled_in(self, id: str, *values: Any) -> list[Any]:
-        if not id:
-            return [gr.skip()] * len(self.form.said())
-        return self.form.told(self.change(id, values, lambda scene: None), Problems())
+        """Typed, or filled in by us: then nothing is new, and what was said of the fields stays."""
+        if id and self.kept.get(id) != (scene := self.change(id, values, lambda scene: None)):
+            return self.form.told(scene, Problems())
+        return [gr.skip()] * len(self.form.said())
 
     def chosen(self, id: str, *values: Any) -> list[Any]:
         """A choice that other parts depend on."""
