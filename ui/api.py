@@ -10,9 +10,11 @@ from typing import Any
 
 import gradio as gr
 
-from adapters.errors import StudioError
+from adapters.errors import StudioError, UserInputError
 from studio.store import Job
-from ui import subject, uploads
+from studio.store.jobs import new_id
+from ui import media, scenes, subject, uploads
+from ui.scenes import LONGEST, Scene
 from ui.studio import Studio
 
 _LISTED = 100
@@ -29,8 +31,19 @@ def add_to(demo: gr.Blocks, studio: Studio) -> None:
             files = uploads.received(studio.home, [_path(file) for file in pictures])
             return _train(studio, files, trigger, class_word, preset, base)
 
+    def sample(
+        adapters: list[str], prompt: str, count: int = 4, seed: int = 0, strengths: list[float] | None = None,
+        size: str = "",
+    ) -> str:  # fmt: skip
+        """Draw with adapters of the library (their ids; none: the built-in base); returns the job's id.
+
+        `strengths`: one for each adapter, 1 where left out. `size`: WIDTHxHEIGHT, the base's own where left out.
+        """
+        with _told():
+            return _sample(studio, adapters, strengths or [1.0] * len(adapters), prompt, count, seed, size)
+
     def status(job: str) -> dict[str, Any]:
-        """How far a job is: its state, step, steps, loss, failure, and where its adapter can be downloaded."""
+        """How far a job is: its state, step, steps, loss, failure, and where its adapter or its pictures can be had."""
         with _told():
             return describe(studio.queue.get_job(job))
 
@@ -39,7 +52,8 @@ def add_to(demo: gr.Blocks, studio: Studio) -> None:
         with _told():
             return [describe(job) for job in studio.queue.list_jobs(limit=_LISTED)]
 
-    for function, name in ((train, "train"), (status, "status"), (list_jobs, "list")):
+    functions = ((train, "train"), (sample, "sample"), (status, "status"), (list_jobs, "list"))
+    for function, name in functions:
         gr.api(function, api_name=name, queue=False)  # queued, MCP would call this server anew, without the password
 
 
@@ -74,16 +88,35 @@ def _train(studio: Studio, files: list[Path], trigger: str, class_word: str, pre
     return id
 
 
+def _sample(
+    studio: Studio, adapters: list[str], strengths: list[float], prompt: str, count: int, seed: int, size: str
+) -> str:
+    if len(strengths) != len(adapters):
+        raise UserInputError(f"{len(adapters)} adapters and {len(strengths)} strengths.", "Give one for each.")
+    scene = Scene(id=new_id(), prompt=prompt[:LONGEST], count=count, seed=str(seed), size=size)
+    for adapter, strength in zip(adapters, strengths, strict=True):
+        entry = studio.library.get_adapter(adapter)
+        problem = scenes.against(studio, scene, entry) or scenes.add(scene, entry.id, strength)
+        if problem:
+            raise UserInputError(f"{entry.name}: {problem}", "")
+    asked, problems = scenes.request(studio, scene)
+    if asked is None:
+        raise UserInputError(" ".join(f"{name}: {text}" for name, text in problems.fields.items()), "")
+    return scenes.draw(studio, asked)
+
+
 def describe(job: Job) -> dict[str, Any]:
     """A job for a program."""
     done = job.progress
     return {
         "id": job.id,
+        "kind": job.kind,
         "title": job.title,
         "state": job.state,
         "step": done.step,
         "steps": done.steps,
         "loss": done.loss,
         "failure": None if job.failure is None else {"what": job.failure.what, "fix": job.failure.fix},
-        "adapter": f"/media/job/{job.id}/adapter" if job.state == "done" else None,
+        "adapter": f"/media/job/{job.id}/adapter" if job.state == "done" and job.kind != "sample" else None,
+        "pictures": [f"/media/job/{job.id}/picture/{number}" for number in media.drawn_pictures(job)],
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 from adapters.errors import StudioError
 from studio import workers
 from studio.clerk import Clerk
+from studio.library import Library
 from studio.queue import Queue
 from studio.store.states import WAITING
 from ui.drafts import Drafts
@@ -28,6 +29,7 @@ class Studio:
         """What may be taught, with what people call it: nobody names a base by a text of their own."""
         self.queue = queue
         self.clerk = Clerk()
+        self.library = Library(self.home, queue.store)
         self.drafts = Drafts(self.home / "drafts")
         self._closing = threading.Event()
         self.trouble = ""
