@@ -9,7 +9,7 @@ from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse
 
 from adapters.errors import StudioError
-from studio.paths import slug
+from studio.paths import picture_name, slug
 from studio.store import Job
 from ui.studio import Studio
 
@@ -17,6 +17,8 @@ _SAMPLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.png")
 _CACHED = {"cache-control": "private, max-age=31536000, immutable"}
 _FRESH = {"cache-control": "private, no-cache"}
 ADAPTER = "adapter.safetensors"
+REPORT = "adapter.report.png"
+"""A fusion's heat map (studio.fusing)."""
 
 
 def add_to(app: FastAPI, studio: Studio) -> None:
@@ -47,6 +49,16 @@ def add_to(app: FastAPI, studio: Studio) -> None:
         found = _job(job)
         return _file(found.run / ADAPTER, _FRESH, f"{slug(found.title)}.safetensors")
 
+    @app.get("/media/job/{job}/picture/{number}")
+    def picture(job: str, number: int) -> FileResponse:
+        if not 0 <= number < 10_000:
+            raise HTTPException(404)
+        return _file(_job(job).run / picture_name(number), _CACHED)
+
+    @app.get("/media/job/{job}/report")
+    def report(job: str) -> FileResponse:
+        return _file(_job(job).run / REPORT, _FRESH)
+
     def _job(id: str) -> Job:
         try:
             return studio.queue.get_job(id)
@@ -56,6 +68,8 @@ def add_to(app: FastAPI, studio: Studio) -> None:
 
 def references(job: Job) -> list[Path]:
     """The pictures that a job learns from, those that a browser can show."""
+    if job.kind != "train":
+        return []
     folder = Path(str(job.config["data"]["folder"]))
     shown = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".avif")
     if not folder.is_dir():
