@@ -102,7 +102,7 @@ class Combining:
         return {id: reason for id, reason in told.items() if reason}
 
     def fuse(self, form: Combination, *, key: str | None = None) -> tuple[str, Problems]:
-        """The fusion's job, or "" and what is wrong, by field. The same key is the same job; given up, it is retried."""
+        """The fusion's job, or "" and what is wrong, by field. The same key is one job, retried where given up."""
         try:
             subjects = self.chosen(form)
             if problem := self._wrong(form, subjects):
