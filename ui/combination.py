@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, Field
 
+from adapters.errors import UserInputError
 from studio.paths import LIBRARY_PREFIX
 from studio.store import Drawing, LibraryAdapter, SampleRequest, Use
-from ui.kept import Form
+from trainers.captions import has_word
+from trainers.places import LARGEST, Region, parse_regions
+from ui.forms import Form
 
-MOST = 5
-"""Subjects in one picture (trainers.regions.LARGEST, whose module imports torch)."""
 HEAVIEST = 1.5
 _LONGEST = 500
 Box = tuple[float, float, float, float]
@@ -21,12 +22,10 @@ Box = tuple[float, float, float, float]
 
 
 class Part(BaseModel):
-    """One subject of the combination; `prompt` and `box` are its region's, "" and None where nobody chose them."""
+    """One subject of the combination, by its id in the library."""
 
     adapter: str
     weight: float = 1.0
-    prompt: str = ""
-    box: Box | None = None
 
 
 class Shown(BaseModel):
@@ -45,6 +44,8 @@ class Combination(Form):
     """Each in its own region, in the place of one file."""
     how: str = ""
     options: dict[str, str] = Field(default_factory=dict)
+    regions: list[str] = Field(default_factory=list)
+    """As they were drawn (ui.components.regions); none: the usual ones."""
     prompt: str = ""
     seed: str = "1"
     job: str = ""
@@ -86,7 +87,7 @@ def why_not(one: Subject, chosen: Sequence[Subject], bases: Collection[str]) -> 
     for other in chosen:
         if reason := _quarrel(one, other):
             return reason
-    return f"{MOST} are the most." if len(chosen) >= MOST else ""
+    return f"{LARGEST} are the most." if len(chosen) >= LARGEST else ""
 
 
 def _quarrel(one: Subject, other: Subject) -> str:
@@ -114,8 +115,6 @@ def put(form: Combination, field: str, value: str, *, adapter: str = "", key: st
     text = "" if text == usual else text
     if field == "weight" and part is not None:
         part.weight = _weight(value, part.weight)
-    elif field == "region" and part is not None:
-        part.prompt = text
     elif field == "mode":
         form.apart = value == "apart"
     elif field == "how":
@@ -129,10 +128,11 @@ def put(form: Combination, field: str, value: str, *, adapter: str = "", key: st
 
 
 def choose(form: Combination, adapter: str, chosen: bool) -> None:
-    """Adds a subject, or takes it away; the others keep what was set for them."""
+    """Adds a subject, or takes it away; the others keep their strength, and regions begin anew."""
+    form.regions = []
     if not chosen:
         form.parts = [part for part in form.parts if part.adapter != adapter]
-    elif adapter not in form.ids and len(form.parts) < MOST:
+    elif adapter not in form.ids and len(form.parts) < LARGEST:
         form.parts.append(Part(adapter=adapter))
 
 
@@ -177,35 +177,55 @@ def where(box: Box) -> str:
     return f"{side} at the {'top' if down < 0.42 else 'bottom' if down > 0.58 else 'centre'}"
 
 
-def boxes_of(form: Combination) -> list[Box]:
-    """Each part's region: drawn by the person, or one of equal ones."""
-    return [part.box or box for part, box in zip(form.parts, boxes(len(form.parts)), strict=True)]
+def phrases(subjects: Sequence[Subject]) -> list[str]:
+    """What is said of each where nobody wrote anything: "a sks octopus on the left"."""
+    places = boxes(len(subjects))
+    return [f"a {one.label} {where(box)}" for one, box in zip(subjects, places, strict=True)]
 
 
-def phrases(form: Combination, subjects: Sequence[Subject]) -> list[str]:
-    """What is said of each subject in its region where nobody wrote anything: "a sks octopus on the left"."""
-    return [f"a {one.label} {where(box)}" for one, box in zip(subjects, boxes_of(form), strict=True)]
-
-
-def usual_prompt(form: Combination, subjects: Sequence[Subject]) -> str:
-    told = phrases(form, subjects)
-    return " and ".join(filter(None, (", ".join(told[:-1]), *told[-1:])))
+def usual_prompt(subjects: Sequence[Subject]) -> str:
+    return _listed(phrases(subjects))
 
 
 def named(subjects: Sequence[Subject]) -> str:
     """ "sks octopus, hta cat and zwx rocket" """
-    labels = [one.label for one in subjects]
-    return " and ".join(filter(None, (", ".join(labels[:-1]), *labels[-1:])))
+    return _listed([one.label for one in subjects])
 
 
-def regions(form: Combination, subjects: Sequence[Subject]) -> tuple[str, ...]:
-    """As `studio sample --region` takes them. Adapters without a trigger, such as styles, act everywhere."""
-    told = zip(form.parts, boxes_of(form), phrases(form, subjects), subjects, strict=True)
-    return tuple(
-        f"{','.join(f'{edge:g}' for edge in box)}: {part.prompt or usual}"
-        for part, box, usual, one in told
-        if one.triggers and not one.fused
-    )
+def _listed(told: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(told[:-1]), *told[-1:])))
+
+
+def placeable(subjects: Sequence[Subject]) -> list[Subject]:
+    """Those that can be kept to a region: adapters without a trigger, such as styles, and fused ones act everywhere."""
+    return [one for one in subjects if one.triggers and not one.fused]
+
+
+def usual_regions(subjects: Sequence[Subject]) -> list[str]:
+    """A region for each that can have one, as `studio sample --region` takes them."""
+    found = placeable(subjects)
+    told = zip(boxes(len(found)), phrases(found), strict=True)
+    return [f"{','.join(f'{edge:g}' for edge in box)}: {phrase}" for box, phrase in told]
+
+
+def wrong_regions(texts: Sequence[str], subjects: Sequence[Subject]) -> str:
+    """Why these regions will not do; "" where they will."""
+    try:
+        found = parse_regions(texts)
+    except UserInputError as error:
+        return error.what
+    if not found:
+        return "Draw a region for each subject."
+    for one in placeable(subjects):
+        said = [region for region in found if _says(region, one)]
+        if len(said) != 1:
+            which = "No region says" if not said else "Several regions say"
+            return f"{which} {one.triggers[0]}: write it into the prompt of one region."
+    return ""
+
+
+def _says(region: Region, subject: Subject) -> bool:
+    return any(has_word(region.prompt, trigger) for trigger in subject.triggers)
 
 
 # --- requests ---------------------------------------------------------------------------------------------
@@ -224,7 +244,7 @@ def pictures(
     Args:
         fused: library id of the fused adapter; "" before there is one.
     """
-    prompt = form.prompt or usual_prompt(form, subjects)
+    prompt = form.prompt or usual_prompt(subjects)
     together = tuple(Use(adapter=LIBRARY_PREFIX + part.adapter, strength=part.weight) for part in form.parts)
     whole: list[tuple[str, tuple[Use, ...]]] = [("Side by side (the plain sum)", together)]
     if fused:
@@ -235,6 +255,6 @@ def pictures(
     found = [(SampleRequest(base=base, drawings=drawings), [label for label, _ in whole])]
     if form.apart:
         drawing = Drawing(prompt=prompt, seed=seed, uses=together)
-        placed = SampleRequest(base=base, drawings=(drawing,), regions=regions(form, subjects))
+        placed = SampleRequest(base=base, drawings=(drawing,), regions=tuple(form.regions or usual_regions(subjects)))
         found.insert(0, (placed, ["Each in its own region"]))
     return found

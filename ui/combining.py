@@ -14,6 +14,7 @@ from studio.paths import LIBRARY_PREFIX
 from studio.queue import Submission
 from studio.store import FuseRequest, Job, JobRequest, LibraryAdapter
 from studio.store.states import GIVEN_UP
+from trainers.places import LARGEST
 from ui import combination
 from ui.combination import Combination, Part, Shown, Subject
 from ui.studio import Studio
@@ -139,6 +140,9 @@ class Combining:
             subjects = self.chosen(form)
             if problem := self._wrong(form, subjects):
                 return [], problem
+            regions = form.regions or combination.usual_regions(subjects)
+            if form.apart and (wrong := combination.wrong_regions(regions, subjects)):
+                return [], Problems({"regions": wrong})
             entry = self.made(self.job(form))
             shown: list[Shown] = []
             for request, labels in combination.pictures(form, subjects, seed, "" if entry is None else entry.id):
@@ -152,8 +156,8 @@ class Combining:
     def _wrong(self, form: Combination, subjects: Sequence[Subject]) -> Problems | None:
         if len(subjects) < 2:
             return Problems({"adapters": "Choose two subjects or more."})
-        if len(subjects) > combination.MOST:
-            return Problems({"adapters": f"{combination.MOST} subjects are the most."})
+        if len(subjects) > LARGEST:
+            return Problems({"adapters": f"{LARGEST} subjects are the most."})
         misfits = self.misfits(form, subjects)
         if misfits:
             labels = {one.entry.id: one.label for one in subjects}

@@ -1,6 +1,6 @@
 """A subject before it is taught: its pictures and what has been filled in, kept on disk so that nothing is lost.
 
-home/drafts/<id>/draft.json (ui.kept), and the pictures under names of our own.
+home/drafts/<id>/draft.json (ui.forms), and the pictures under names of our own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from adapters.errors import MissingError, UserInputError
 from studio.store.jobs import new_id
 from trainers.images import ImageChecks, Inspected, inspect, open_rgb
 from trainers.verdicts import Verdict, verdicts
-from ui.kept import ID, Form, Kept
+from ui.forms import ID, Form, Forms
 
 MAX_PICTURES = 200
 MAX_BYTES = 50 * 2**20
@@ -48,7 +48,7 @@ class Draft(Form):
     settings: dict[str, str] = Field(default_factory=dict)
 
 
-class Drafts(Kept[Draft]):
+class Drafts(Forms[Draft]):
     """All drafts of a data folder."""
 
     def __init__(self, root: Path) -> None:

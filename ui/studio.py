@@ -12,9 +12,7 @@ from studio.clerk import Clerk
 from studio.library import Library
 from studio.queue import Queue
 from studio.store.states import WAITING
-from ui.combination import Combination
 from ui.drafts import Drafts
-from ui.kept import Kept
 
 BASES = {
     "embedded": "Built-in: small and quick, 128 px",
@@ -33,7 +31,6 @@ class Studio:
         self.clerk = Clerk()
         self.library = Library(self.home, queue.store)
         self.drafts = Drafts(self.home / "drafts")
-        self.combinations = Kept(self.home / "combinations", Combination)
         self._closing = threading.Event()
         self.trouble = ""
         """Why nobody works at the queue, if so."""

@@ -9,6 +9,7 @@ from ui import combination
 from ui.combination import HEAVIEST, Combination, Subject
 from ui.components.knobs import knob_markup
 from ui.components.markup import button, esc, message
+from ui.components.regions import regions_markup
 
 _SEARCHED = 12
 """From so many cards on there is a field to search them."""
@@ -20,7 +21,7 @@ element.addEventListener('toggle', event => {
 element.addEventListener('input', event => {
   const target = event.target;
   if (target.type === 'range') target.nextElementSibling.textContent = Number(target.value).toFixed(2);
-  if (target.dataset.sift) element.querySelectorAll('.s-subject').forEach(card => {
+  if (target.dataset.sift) element.querySelectorAll('.s-choice').forEach(card => {
     card.hidden = !card.dataset.words.includes(target.value.trim().toLowerCase());
   });
 });
@@ -29,10 +30,19 @@ watch('value', () => element.querySelectorAll('details[data-keep]').forEach(one 
 }));
 """
 """What was opened stays open when the markup is replaced; a slider tells its number while it moves."""
-COLLECT = """(id) => [id, JSON.stringify(
-  [...document.querySelectorAll('.s-page [data-field]')]
+COLLECT = """(id) => {
+  const told = [...document.querySelectorAll('.s-page [data-field]')]
     .filter(field => !field.disabled && field.type !== 'checkbox' && (field.type !== 'radio' || field.checked))
-    .map(field => ({...field.dataset, value: field.value})))]"""
+    .map(field => ({...field.dataset, value: field.value}));
+  const prompts = [...document.querySelectorAll('.s-places input')];
+  const regions = [...document.querySelectorAll('.s-box')].map(({style}, place) => {
+    const [left, top, width, height] = ['left', 'top', 'width', 'height'].map(side => parseFloat(style[side]) / 100);
+    const box = [left, top, left + width, top + height].map(side => +side.toFixed(3));
+    return box.join(',') + ': ' + prompts[place].value;
+  });
+  if (document.querySelector('.s-canvas')) told.push({field: 'regions', value: JSON.stringify(regions)});
+  return [id, JSON.stringify(told)];
+}"""
 """What a button is pressed with: all fields as they stand, whichever of their own events are still under way."""
 
 
@@ -58,7 +68,7 @@ def subjects_markup(subjects: Sequence[Subject], form: Combination, reasons: Map
     return (
         f'<h2>1. Subjects</h2><p class="s-hint" role="status">{hint}</p>{search}'
         f"{message(problem, elem_id='adapters-problem')}"
-        f'<fieldset class="s-subjects"><legend class="s-hidden">Subjects</legend>{cards}</fieldset>'
+        f'<fieldset class="s-choices"><legend class="s-hidden">Subjects</legend>{cards}</fieldset>'
     )
 
 
@@ -70,7 +80,7 @@ def _subject(one: Subject, chosen: bool, reason: str) -> str:
     name = f'<span class="s-quiet">{esc(one.entry.name)}</span>' if one.entry.name != one.label else ""
     words = esc(f"{one.label} {one.entry.name} {one.entry.method}".lower())
     return (
-        f'<label class="s-subject" data-words="{words}"><input type="checkbox" data-field="adapter" '
+        f'<label class="s-choice" data-words="{words}"><input type="checkbox" data-field="adapter" '
         f'data-adapter="{id}" data-key="adapter-{id}"{state}{about}>{thumbnail(one)}<b>{esc(one.label)}</b>{name}{why}'
         "</label>"
     )
@@ -180,13 +190,14 @@ def preview_markup(form: Combination, subjects: Sequence[Subject], problems: Map
     """A prompt, a seed, and a press that draws them by each way."""
     if len(form.parts) < 2:
         return ""
-    usual = combination.usual_prompt(form, subjects)
+    usual = combination.usual_prompt(subjects)
     ways = ["the plain sum", "each alone"]
     ways = (["the fused file"] if fused else []) + (["regions"] if form.apart else []) + ways
     told = f"The same prompt from the same seed by {', '.join(ways[:-1])} and {ways[-1]}."
     return (
         f'<h2>3. Look at it</h2><p class="s-hint">{told}</p><div class="s-try"><label>Prompt<textarea rows="2" '
-        f'maxlength="500" data-field="prompt" data-key="prompt" data-usual="{esc(usual)}">{esc(form.prompt or usual)}</textarea></label><label>Seed'
+        f'maxlength="500" data-field="prompt" data-key="prompt" data-usual="{esc(usual)}">'
+        f"{esc(form.prompt or usual)}</textarea></label><label>Seed"
         f'<input type="text" inputmode="numeric" data-field="seed" data-key="seed" value="{esc(form.seed)}" '
         f'autocomplete="off"></label></div>{message(problems.get("seed", ""), elem_id="seed-problem")}'
         f'{message(problems.get("draw", ""), elem_id="draw-problem")}<div class="s-bar">'
@@ -196,22 +207,15 @@ def preview_markup(form: Combination, subjects: Sequence[Subject], problems: Map
     )
 
 
-def regions_markup(form: Combination, subjects: Sequence[Subject]) -> str:
-    """A prompt for each region; where they lie is drawn on the canvas."""
+def canvas_markup(form: Combination, subjects: Sequence[Subject], problem: str) -> str:
+    """Where each acts, drawn on a canvas, with a prompt for each region."""
     if len(form.parts) < 2 or not form.apart:
         return ""
-    usual = combination.phrases(form, subjects)
-    rows = "".join(_region(form, place, one, usual[place]) for place, one in enumerate(subjects))
-    return f'<h3>What is where</h3><div class="s-regions">{rows}</div>'
-
-
-def _region(form: Combination, place: int, one: Subject, usual: str) -> str:
-    if not one.triggers or one.fused:
-        why = "holds several subjects" if one.fused else "has no trigger word"
-        return f'<p class="s-hint">{esc(one.label)} {why}: it acts in the whole picture.</p>'
-    id = one.entry.id
+    placed = combination.placeable(subjects)
+    usual = combination.usual_regions(subjects)
+    others = [one.label for one in subjects if one not in placed]
+    told = f'<p class="s-hint">{esc(", ".join(others))}: in the whole picture.</p>' if others else ""
     return (
-        f'<label class="s-region s-region-{place}"><b>{esc(one.label)}</b><input type="text" data-field="region" '
-        f'data-adapter="{id}" data-key="region-{id}" data-usual="{esc(usual)}" maxlength="500" value="{esc(form.parts[place].prompt or usual)}" '
-        f'aria-label="What is in the region of {esc(one.label)}"></label>'
+        f"<h3>What is where</h3>{message(problem, elem_id='regions-problem')}"
+        f"{regions_markup(form.regions or usual, (1, 1), [one.label for one in placed])}{told}"
     )

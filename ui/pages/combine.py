@@ -11,12 +11,15 @@ import gradio as gr
 
 from adapters.errors import StudioError
 from studio import workers
+from trainers.places import LARGEST
 from ui import combination, combining
 from ui.combination import Combination, Subject
 from ui.combining import Combining
 from ui.components import combine_form, fusion_view
 from ui.components.live import Live
 from ui.components.markup import details, live_html, message, plain_html
+from ui.components.regions import read_regions, regions_html, texts_of
+from ui.forms import Forms
 from ui.pages import page
 from ui.studio import Studio
 
@@ -24,18 +27,19 @@ _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidde
 _REMEMBER = "(id) => { history.replaceState(null, '', '/combine?draft=' + id); }"
 _PARTS = ("subjects", "mix", "regions", "start", "result", "preview", "pictures")
 _FOLLOWED = ("result", "pictures")
-_QUIET = ("weight", "region", "prompt", "seed")
+_QUIET = ("weight", "prompt", "seed")
 """Fields whose own text is all that changes."""
 
 
 @page("combine", "Combine", order=4)
 def build(studio: Studio, live: Live, demo: gr.Blocks) -> Any:
-    screen = Screen(studio)
+    forms = Forms(studio.home / "combinations", Combination)
+    screen = Screen(studio, forms)
     draft_id, fields = gr.Textbox(visible=False), gr.Textbox(visible=False)
     plain_html(
         "<h1>Combine</h1><p class='s-quiet'>Subjects that were taught on their own, together in one picture.</p>"
     )
-    parts = {name: live_html(elem_id=f"combine-{name}", script=combine_form.SCRIPT) for name in _PARTS}
+    parts = {name: _part(name) for name in _PARTS}
     outputs = [parts[name] for name in _PARTS]
     live.watch(screen.followed, [parts[name] for name in _FOLLOWED], [draft_id])
 
@@ -45,26 +49,32 @@ def build(studio: Studio, live: Live, demo: gr.Blocks) -> Any:
     def pressed(id: str, texts: str, event: gr.EventData) -> list[Any]:
         return screen.pressed(id, texts, details(event))
 
-    for part in outputs:
-        part.input(changed, draft_id, outputs, **_PRIVATE)
+    def drawn(id: str, event: gr.EventData) -> list[Any]:
+        return screen.drawn(id, read_regions(event))
+
+    for name, part in parts.items():
+        part.input(drawn if name == "regions" else changed, draft_id, outputs, **_PRIVATE)
         part.click(pressed, [draft_id, fields], outputs, js=combine_form.COLLECT, **_PRIVATE)
-    loaded = demo.load(_loader(studio), None, draft_id, **_PRIVATE)
+    loaded = demo.load(_loader(studio, forms), None, draft_id, **_PRIVATE)
     loaded.then(None, draft_id, None, js=_REMEMBER, api_visibility="private")
     return loaded.then(screen.whole, draft_id, outputs, **_PRIVATE)
 
 
-def _loader(studio: Studio) -> Callable[[gr.Request], str]:
+def _part(name: str) -> gr.HTML:
+    named = f"combine-{name}"
+    return regions_html(elem_id=named) if name == "regions" else live_html(elem_id=named, script=combine_form.SCRIPT)
+
+
+def _loader(studio: Studio, forms: Forms[Combination]) -> Callable[[gr.Request], str]:
     def load(request: gr.Request) -> str:
         asked = dict(request.query_params)
         try:
             if "draft" in asked:
-                return studio.combinations.get(asked["draft"]).id
+                return forms.get(asked["draft"]).id
         except StudioError:
             pass
-        form = studio.combinations.new()
-        fill(studio, form, asked)
-        if form.parts:
-            studio.combinations.save(form)
+        with forms.changing(forms.new().id) as form:
+            fill(studio, form, asked)
         return form.id
 
     return load
@@ -77,7 +87,7 @@ def fill(studio: Studio, form: Combination, asked: Mapping[str, str]) -> None:
             combining.of_job(form, studio.queue.get_job(asked["job"]))
     except StudioError:
         return
-    for id in asked.get("adapters", "").split(",")[: combination.MOST]:
+    for id in asked.get("adapters", "").split(",")[:LARGEST]:
         try:
             combination.choose(form, studio.library.get_adapter(id).id, True)
         except StudioError:
@@ -87,21 +97,21 @@ def fill(studio: Studio, form: Combination, asked: Mapping[str, str]) -> None:
 class Screen:
     """The parts of the page, each drawn from the form on the disk."""
 
-    def __init__(self, studio: Studio) -> None:
-        self.studio, self.combining = studio, Combining(studio)
+    def __init__(self, studio: Studio, forms: Forms[Combination]) -> None:
+        self.studio, self.forms, self.combining = studio, forms, Combining(studio)
 
     # --- drawing ------------------------------------------------------------------------------------------
 
     def whole(self, id: str) -> list[Any]:
         try:
-            return self.show(self.studio.combinations.get(id))
+            return self.show(self.forms.get(id))
         except StudioError as error:
             return self._only(subjects=message(str(error)))
 
     def followed(self, id: str) -> list[str]:
         """What moves with the queue."""
         try:
-            form = self.studio.combinations.get(id)
+            form = self.forms.get(id)
             return [self._result(form), self._pictures(form)]
         except StudioError as error:
             return [message(str(error)), ""]
@@ -125,7 +135,7 @@ class Screen:
         values = {
             "subjects": combine_form.subjects_markup(listed, form, reasons, said.get("adapters", "")),
             "mix": combine_form.mix_markup(form, subjects, advice, said),
-            "regions": combine_form.regions_markup(form, subjects),
+            "regions": combine_form.canvas_markup(form, subjects, said.get("regions", "")),
             "start": combine_form.start_markup(form, said.get("", "")),
             "result": self._result(form),
             "preview": combine_form.preview_markup(form, subjects, said, fused),
@@ -162,17 +172,26 @@ class Screen:
         """A field was changed."""
         field = told.get("field", "")
         try:
-            with self.studio.combinations.changing(id) as form:
+            with self.forms.changing(id) as form:
                 self._put(form, told)
         except StudioError as error:
             return self._only(subjects=message(str(error)))
         return [gr.skip()] * len(_PARTS) if field in _QUIET else self.show(form)
 
+    def drawn(self, id: str, texts: list[str]) -> list[Any]:
+        """Regions were drawn; the canvas shows them already."""
+        try:
+            with self.forms.changing(id) as form:
+                form.regions = texts
+        except StudioError as error:
+            return self._only(subjects=message(str(error)))
+        return [gr.skip()] * len(_PARTS)
+
     def pressed(self, id: str, texts: str, told: dict[str, str]) -> list[Any]:
         """A button was pressed, with all fields as they stand."""
         action = told.get("action", "")
         try:
-            with self.studio.combinations.changing(id) as form:
+            with self.forms.changing(id) as form:
                 for one in _fields(texts):
                     self._put(form, one)
                 if action == "reseed":
@@ -189,6 +208,8 @@ class Screen:
         if field == "adapter":
             known = self.studio.library.get_adapter(adapter).id if value == "true" else adapter
             combination.choose(form, known, value == "true")
+        elif field == "regions":
+            form.regions = texts_of(value)
         else:
             key, usual = told.get("key", ""), told.get("usual", "")
             combination.put(form, field, value, adapter=adapter, key=key, usual=usual)
@@ -214,7 +235,7 @@ class Screen:
         return {}
 
     def _keep(self, form: Combination, **values: Any) -> None:
-        with self.studio.combinations.changing(form.id) as kept:
+        with self.forms.changing(form.id) as kept:
             for name, value in values.items():
                 setattr(kept, name, value)
                 setattr(form, name, value)

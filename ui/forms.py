@@ -1,6 +1,7 @@
-"""Forms that live on the disk, one a folder: a reload, another tab or an error loses nothing of them.
+"""Forms that are kept on the disk while they are filled in, so that neither a reload nor an error loses anything.
 
-Ids are made here; one that comes from outside is checked letter by letter before it becomes part of a path.
+ROOT/<id>/draft.json. Ids are made here; one that comes from outside is checked letter by letter before it becomes part
+of a path.
 """
 
 from __future__ import annotations
@@ -22,26 +23,26 @@ ID = re.compile(r"[a-z0-9]{10}")
 
 
 class Form(BaseModel):
-    """What one form holds."""
+    """What has been filled in; everything but the id has a default."""
 
     id: str
 
 
-Kind = TypeVar("Kind", bound=Form)
+Kept = TypeVar("Kept", bound=Form)
 
 
-class Kept(Generic[Kind]):
-    """All forms of a kind, in a folder each below `root`."""
+class Forms(Generic[Kept]):
+    """All forms of one kind, below `root`."""
 
-    def __init__(self, root: Path, kind: type[Kind]) -> None:
+    def __init__(self, root: Path, kind: type[Kept]) -> None:
         self.root, self.kind = root, kind
         self._lock = threading.RLock()
 
-    def new(self) -> Kind:
+    def new(self) -> Kept:
         """Not on the disk before it holds anything."""
         return self.kind(id=new_id())
 
-    def get(self, id: str) -> Kind:
+    def get(self, id: str) -> Kept:
         """The form of that id, empty where nothing was ever put into it; MissingError where it is no id."""
         try:
             return self.kind.model_validate_json((self.folder(id) / "draft.json").read_text(encoding="utf-8"))
@@ -51,19 +52,21 @@ class Kept(Generic[Kind]):
             raise FileFormatError("That draft cannot be read.", "Begin a new one.") from error
 
     @contextmanager
-    def changing(self, id: str) -> Generator[Kind]:
-        """The form, saved at the end; one change at a time."""
+    def changing(self, id: str) -> Generator[Kept]:
+        """The form, saved at the end if it has changed; one change at a time."""
         with self._lock:
             form = self.get(id)
+            before = form.model_copy(deep=True)
             yield form
-            self.save(form)
+            if form != before:
+                self._save(form)
 
     def folder(self, id: str) -> Path:
         if not ID.fullmatch(id):
             raise MissingError("That is no draft's id.", "Begin a new one.")
         return self.root / id
 
-    def save(self, form: Kind) -> None:
+    def _save(self, form: Kept) -> None:
         folder = self.folder(form.id)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder / "draft.json") as temporary:
