@@ -45,7 +45,8 @@ def candidates(library: Library, ids: Sequence[str], weights: Sequence[float]) -
     found: list[Candidate] = []
     for id, weight in zip(ids, weights, strict=True):
         entry = library.get_adapter(id)
-        name = " ".join(filter(None, (entry.trigger, entry.class_word))) or entry.name
+        own = " ".join(filter(None, (entry.trigger, entry.class_word)))
+        name = entry.name if entry.parents or not own else own
         found.append(Candidate(name, entry.method, weight, columns_of(library.path_of(entry.id))))
     return found
 

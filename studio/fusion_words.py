@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from adapters.fusion.report import STRONG, WEAK, ConceptReport, FusionReport, PairReport
+from adapters.fusion.report import WEAK, ConceptReport, FusionReport, PairReport
 from studio.heat_map import blocks, measure
 
 Level = Literal["good", "note", "bad"]
@@ -49,7 +49,7 @@ def told(report: FusionReport) -> Told:
         others=_others(report.drift),
         measure=measure(report),
         columns=[f"{first} / {second}" for first, second in pairs],
-        rows=[_place(block) for block in heat],
+        rows=[in_words(block) for block in heat],
         cells=[[values.get(pair) for pair in pairs] for values in heat.values()],
     )
 
@@ -57,14 +57,13 @@ def told(report: FusionReport) -> Told:
 def _level(lost: float | None) -> Level:
     if lost is None:
         return "note"
-    return "good" if lost < WEAK else "note" if lost < STRONG else "bad"
+    return "good" if lost < WEAK else "note"  # a large loss is usual, and does not tell what pictures keep
 
 
 def _worst(report: FusionReport, subjects: list[Line]) -> Level:
     if any(pair.shared_columns for pair in report.pairs):
         return "bad"
-    order: list[Level] = ["good", "note", "bad"]
-    return order[max((order.index(line.level) for line in subjects), default=1)]
+    return "good" if all(line.level == "good" for line in subjects) else "note"
 
 
 def _subject(concept: ConceptReport) -> Line:
@@ -97,7 +96,7 @@ def _others(drift: float | None) -> str:
     return f"Pictures of other things move {drift:.1f} times as far as with the strongest of them alone."
 
 
-def _place(block: str) -> str:
+def in_words(block: str) -> str:
     """unet.down_blocks.1.attentions.0 → down 1, attention 0"""
     model, _, rest = block.partition(".")
     words = rest.replace("_blocks", "").replace("mid_block", "middle").replace("attentions", "attention")

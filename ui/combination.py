@@ -75,6 +75,8 @@ class Subject:
     @property
     def label(self) -> str:
         entry = self.entry
+        if self.fused:
+            return entry.name
         return " ".join(filter(None, (entry.trigger, entry.class_word))) or entry.name
 
 

@@ -25,11 +25,16 @@ element.addEventListener('input', event => {
     card.hidden = !card.dataset.words.includes(target.value.trim().toLowerCase());
   });
 });
-watch('value', () => element.querySelectorAll('details[data-keep]').forEach(one => {
-  one.open = open[one.dataset.keep] ?? one.open;
-}));
+watch('value', () => {
+  element.querySelectorAll('details[data-keep]').forEach(one => { one.open = open[one.dataset.keep] ?? one.open; });
+  element.querySelectorAll('[data-field]').forEach(field => {
+    if (field.type === 'checkbox' || field.type === 'radio') field.checked = field.defaultChecked;
+    else if (field !== document.activeElement) field.value = field.defaultValue;
+  });
+});
 """
-"""What was opened stays open when the markup is replaced; a slider tells its number while it moves."""
+"""What was opened stays open when the markup is replaced; a slider tells its number while it moves. Gradio mends the old
+elements in the place of making new ones, and what a person has touched no longer follows its attribute."""
 COLLECT = """(id) => {
   const told = [...document.querySelectorAll('.s-page [data-field]')]
     .filter(field => !field.disabled && field.type !== 'checkbox' && (field.type !== 'radio' || field.checked))

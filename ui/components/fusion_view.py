@@ -14,6 +14,8 @@ from ui.components.markup import button, esc
 
 _LONG = 14
 """Rows of a heat map that are shown without scrolling."""
+_FULL = 1.5
+"""What is drawn darkest: crosstalk of LoRAs is about 1."""
 _CAVEAT = (
     "Neither figure tells which way looks best: over the ways that were measured, what pictures keep goes with "
     "neither. Draw some below."
@@ -90,7 +92,7 @@ def _heat(job: Job, told: Mapping[str, Any]) -> str:
 def _cell(value: float | None) -> str:
     if value is None:
         return "<td>–</td>"
-    return f'<td class="s-hot" style="--part: {min(1.0, value):.3f}">{value:.2f}</td>'
+    return f'<td class="s-hot" style="--part: {min(1.0, value / _FULL):.3f}">{value:.2f}</td>'
 
 
 def pictures_markup(shown: Sequence[Shown], jobs: Mapping[str, Job]) -> str:

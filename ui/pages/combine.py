@@ -148,7 +148,7 @@ class Screen:
 
     def _result(self, form: Combination) -> str:
         job = self.combining.job(form)
-        if job is None:
+        if job is None or (form.apart and job.state == "done"):
             return ""
         if job.state != "done":
             return fusion_view.going_markup(job)
