@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no page was opened")
-expect = sync_api.expect
-
 from adapters.files import AdapterCard, save_adapter
 from studio.library import Library
 from tests.support import random_lora
 from tests.ui.conftest import Server
 from trainers.sdxl import load_base
 
+expect = sync_api.expect
 LONG = 150_000
 """Milliseconds that a fusion may take on a busy machine."""
 SUBJECTS = (("combsks", "octopus"), ("combzwx", "rocket"), ("combsks", "cat"))
@@ -78,11 +77,11 @@ def test_an_error_is_said_beside_its_field_and_loses_nothing(page: Any, subjects
     expect(page.locator('.s-knob:has(#knob-ridge) [role="alert"]')).to_contain_text("must be a number")
     expect(knob).to_have_value("much")
     page.get_by_label("Seed").fill("-1")
-    page.get_by_label("Prompt").fill("a combsks octopus on a table")
+    page.get_by_role("textbox", name="Prompt").fill("a combsks octopus on a table")
     page.get_by_role("button", name="Draw them").click()
     expect(page.locator("#seed-problem")).to_contain_text("whole number")
     page.reload()
-    expect(page.get_by_label("Prompt")).to_have_value("a combsks octopus on a table")
+    expect(page.get_by_role("textbox", name="Prompt")).to_have_value("a combsks octopus on a table")
     expect(page.locator("#knob-ridge")).to_have_value("much")
 
 

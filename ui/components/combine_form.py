@@ -33,7 +33,7 @@ watch('value', () => {
   });
 });
 """
-"""What was opened stays open when the markup is replaced; a slider tells its number while it moves. Gradio mends the old
+"""What was opened stays open when the markup is replaced; a slider tells its number while it moves. Gradio mends old
 elements in the place of making new ones, and what a person has touched no longer follows its attribute."""
 COLLECT = """(id) => {
   const told = [...document.querySelectorAll('.s-page [data-field]')]
