@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no page was opened")
 from adapters.files import AdapterCard, save_adapter
 from studio.library import Library
 from tests.support import random_lora
 from tests.ui.conftest import Server
 from trainers.sdxl import load_base
 
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no page was opened")
 expect = sync_api.expect
 LONG = 150_000
 """Milliseconds that a fusion may take on a busy machine."""
