@@ -133,7 +133,7 @@ def toggle(studio: Studio, scene: Scene, id: str) -> str:
 
 def add(scene: Scene, id: str, strength: float = 1.0) -> str:
     """Uses an adapter; why that is not its strength, if so."""
-    scene.uses.append(Use(adapter=LIBRARY_PREFIX + id))
+    scene.uses.append(Use(adapter=LIBRARY_PREFIX + id, strength=1.0))
     return set_strength(scene, LIBRARY_PREFIX + id, str(strength))
 
 
@@ -199,7 +199,7 @@ def _size(text: str, native: int) -> tuple[int, int] | None:
 def request(studio: Studio, scene: Scene) -> tuple[SampleRequest | None, Problems]:
     """What the form asks for; or None, and what is wrong by field."""
     found = Problems()
-    count, base = scene.count or 0, base_of(studio, scene)
+    count, base = float(scene.count or 0), base_of(studio, scene)
     if not (count.is_integer() and 1 <= count <= MOST):
         found.fields["count"], count = f"A whole number from 1 to {MOST}.", 1
     if base not in studio.bases:
@@ -231,9 +231,8 @@ def _validated(
     try:
         return SampleRequest.model_validate(whole)
     except ValidationError as error:
-        for one in error.errors():
-            name = str(one["loc"][2] if one["loc"][0] == "drawings" else one["loc"][0])
-            found.fields[name] = _WRONG.get(name, one["msg"])
+        names = {part for one in error.errors() for part in one["loc"] if part in _WRONG}
+        found.fields.update({str(name): _WRONG[str(name)] for name in names} or {"": error.errors()[0]["msg"]})
         return None
 
 

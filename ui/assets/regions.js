@@ -89,7 +89,7 @@ const release = () => {
   held = null;
   if (fresh && (right - left < SMALLEST || bottom - top < SMALLEST)) { regions.splice(number - 1, 1); draw(); return; }
   tell();
-  if (fresh) find(`.s-places input[data-number="${number}"]`).focus();
+  if (fresh) find(`.s-places input[data-number="${number}"]`).focus({preventScroll: true});
 };
 element.addEventListener('pointerup', release);
 element.addEventListener('pointercancel', release);

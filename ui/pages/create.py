@@ -148,9 +148,10 @@ class _Screen:
         return scene
 
     def filled_in(self, id: str, *values: Any) -> list[Any]:
-        if not id:
-            return [gr.skip()] * len(self.form.said())
-        return self.form.told(self.change(id, values, lambda scene: None), Problems())
+        """Typed, or filled in by us: then nothing is new, and what was said of the fields stays."""
+        if id and self.kept.get(id) != (scene := self.change(id, values, lambda scene: None)):
+            return self.form.told(scene, Problems())
+        return [gr.skip()] * len(self.form.said())
 
     def chosen(self, id: str, *values: Any) -> list[Any]:
         """A choice that other parts depend on."""
@@ -232,10 +233,19 @@ def _wire(screen: _Screen, scene_id: Any, chips: Any, drop: Any) -> None:
     texts = [form.fields[name].change for name in ("prompt", "count", "seed", "locked", "negative", "steps",
                                                    "guidance", "scheduler")]  # fmt: skip
     gr.on(texts, screen.filled_in, values, form.said(), trigger_mode="always_last", **_PRIVATE)
-    gr.on([form.fields[name].input for name in ("size", "places")], screen.chosen, values, outputs, **_PRIVATE)
+    gr.on(
+        [form.fields[name].input for name in ("size", "places")],
+        screen.chosen,
+        values,
+        outputs,
+        trigger_mode="multiple",
+        **_PRIVATE,
+    )
     form.fields["base"].input(screen.rebased, values, outputs, **_PRIVATE)
-    chips.click(screen.use, values, outputs, **_PRIVATE)
-    form.used.click(screen.use, values, outputs, **_PRIVATE)
-    form.used.input(screen.strengthen, scene_id, form.said(), **_PRIVATE)
-    form.canvas.input(screen.place, scene_id, form.said(), **_PRIVATE)
+    # "multiple": Gradio's usual "once" drops what comes while the one before is under way
+    every: dict[str, Any] = {"trigger_mode": "multiple", **_PRIVATE}
+    chips.click(screen.use, values, outputs, **every)
+    form.used.click(screen.use, values, outputs, **every)
+    form.used.input(screen.strengthen, scene_id, form.said(), **every)
+    form.canvas.input(screen.place, scene_id, form.said(), **every)
     drop.upload(screen.dropped, [scene_id, drop], [drop, *outputs], **_PRIVATE)
