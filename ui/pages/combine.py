@@ -53,7 +53,8 @@ def build(studio: Studio, live: Live, demo: gr.Blocks) -> Any:
         return screen.drawn(id, read_regions(event))
 
     for name, part in parts.items():
-        part.input(drawn if name == "regions" else changed, draft_id, outputs, **_PRIVATE)
+        heard = drawn if name == "regions" else changed
+        part.input(heard, draft_id, outputs, trigger_mode="multiple", **_PRIVATE)  # "once" drops what comes meanwhile
         part.click(pressed, [draft_id, fields], outputs, js=combine_form.COLLECT, **_PRIVATE)
     loaded = demo.load(_loader(studio, forms), None, draft_id, **_PRIVATE)
     loaded.then(None, draft_id, None, js=_REMEMBER, api_visibility="private")
