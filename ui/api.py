@@ -5,6 +5,8 @@ They are at /gradio_api/call/<name>, for gradio_client, and with `studio ui --mc
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from adapters.errors import StudioError, UserInputError
 from studio.store import Job
 from studio.store.jobs import new_id
 from ui import media, scenes, subject, uploads
+from ui.combination import Combination, Part
+from ui.combining import Combining
 from ui.scenes import LONGEST, Scene
 from ui.studio import Studio
 
@@ -22,6 +26,7 @@ _LISTED = 100
 
 def add_to(demo: gr.Blocks, studio: Studio) -> None:
     """Registers the functions."""
+    combining = Combining(studio)
 
     def train(
         pictures: list[gr.FileData], trigger: str, class_word: str, preset: str = "balanced", base: str = "embedded"
@@ -42,17 +47,31 @@ def add_to(demo: gr.Blocks, studio: Studio) -> None:
         with _told():
             return _sample(studio, adapters, strengths or [1.0] * len(adapters), prompt, count, seed, size)
 
-    def status(job: str) -> dict[str, Any]:
-        """How far a job is: its state, step, steps, loss, failure, and where its adapter or its pictures can be had."""
+    def fuse(
+        adapters: list[str], weights: list[float] | None = None, way: str = "", options: dict[str, Any] | None = None
+    ) -> str:
+        """Make one adapter of several of the library (their ids); returns the job's id.
+
+        `weights`: how strongly each acts, 1 where left out. `way`: how they are joined, least-squares where left out.
+        `options`: settings of the way.
+        """
         with _told():
-            return describe(studio.queue.get_job(job))
+            return _fuse(combining, adapters, weights or [1.0] * len(adapters), way, options or {})
+
+    def status(job: str) -> dict[str, Any]:
+        """How far a job is: its state, step, steps, loss, failure, and where its adapter or its pictures can be had.
+
+        Of a fusion that is done also the verdict on it, and the adapter's id in the library.
+        """
+        with _told():
+            return _status(combining, studio.queue.get_job(job))
 
     def list_jobs() -> list[dict[str, Any]]:
         """The jobs: first those that are not over, in the queue's order, then the others, the last one first."""
         with _told():
             return [describe(job) for job in studio.queue.list_jobs(limit=_LISTED)]
 
-    functions = ((train, "train"), (sample, "sample"), (status, "status"), (list_jobs, "list"))
+    functions = ((train, "train"), (sample, "sample"), (fuse, "fuse"), (status, "status"), (list_jobs, "list"))
     for function, name in functions:
         gr.api(function, api_name=name, queue=False)  # queued, MCP would call this server anew, without the password
 
@@ -103,6 +122,28 @@ def _sample(
     if asked is None:
         raise UserInputError(" ".join(f"{name}: {text}" for name, text in problems.fields.items()), "")
     return scenes.draw(studio, asked)
+
+
+def _fuse(combining: Combining, adapters: list[str], weights: list[float], way: str, options: dict[str, Any]) -> str:
+    if len(weights) != len(adapters):
+        raise UserInputError(f"{len(adapters)} adapters and {len(weights)} weights.", "Give one for each.")
+    if not all(math.isfinite(weight) for weight in weights):
+        raise UserInputError("A weight is no number.", "Give numbers such as 1 or 0.8.")
+    ids = [combining.studio.library.get_adapter(adapter).id for adapter in adapters]
+    parts = [Part(adapter=id, weight=weight) for id, weight in zip(ids, weights, strict=True)]
+    told = {str(key): json.dumps(value) for key, value in options.items()}
+    job, problems = combining.fuse(Combination(id=new_id(), parts=parts, how=way, options=told))
+    if not job:
+        raise UserInputError(" ".join(problems.fields.values()), "")
+    return job
+
+
+def _status(combining: Combining, job: Job) -> dict[str, Any]:
+    told = describe(job)
+    if job.kind == "fuse" and job.state == "done":
+        entry = combining.made(job)
+        told |= {"verdict": combining.report(job)["verdict"], "library": None if entry is None else entry.id}
+    return told
 
 
 def describe(job: Job) -> dict[str, Any]:

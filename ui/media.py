@@ -20,6 +20,8 @@ _CACHED = {"cache-control": "private, max-age=31536000, immutable"}
 _FRESH = {"cache-control": "private, no-cache"}
 _SMALL = 512
 ADAPTER = "adapter.safetensors"
+REPORT = "adapter.report.png"
+"""A fusion's heat map (studio.fusing)."""
 
 
 def add_to(app: FastAPI, studio: Studio) -> None:
@@ -56,6 +58,10 @@ def add_to(app: FastAPI, studio: Studio) -> None:
         if not small.is_file():
             _shrink(_picture(found, number), small)
         return _file(small, _CACHED)
+
+    @app.get("/media/job/{job}/report")
+    def report(job: str) -> FileResponse:
+        return _file(_job(job).run / REPORT, _FRESH)
 
     @app.get("/media/job/{job}/adapter")
     def adapter(job: str) -> FileResponse:

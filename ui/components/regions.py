@@ -59,9 +59,14 @@ def _box(text: str) -> dict[str, Any] | None:
 
 
 def read_regions(event: gr.EventData) -> list[str]:
-    """The texts that were drawn, LARGEST at most; from anybody, so they are still to be checked."""
+    """The texts that were drawn (texts_of)."""
+    return texts_of(details(event).get("value", ""))
+
+
+def texts_of(value: str) -> list[str]:
+    """Regions as the script tells them, LARGEST at most; from anybody, so they are still to be checked."""
     try:
-        told: Any = json.loads(details(event).get("value", ""))
+        told: Any = json.loads(value)
     except ValueError:
         return []
     if not isinstance(told, list):

@@ -24,6 +24,8 @@ _STAGES = {
     "captions": "reading the captions",
     "class pictures": "drawing pictures of the class",
     "samples": "drawing samples",
+    "prompts": "looking at what each subject does",
+    "fusion": "making one of them",
 }
 
 
