@@ -13,6 +13,7 @@ from adapters.errors import UserInputError
 from adapters.registry import REGISTRY
 from studio import config, doctor, estimate, form, submitting
 from studio.clerk import RefusedError
+from studio.clerk_library import LIBRARY_QUESTIONS
 from studio.config import Layer
 from studio.queue import Queue
 from trainers.config import TrainConfig
@@ -149,4 +150,5 @@ QUESTIONS: dict[str, Callable[..., Any]] = {
     "presets": presets,
     "machine": machine,
     "trigger_pieces": trigger_pieces,
+    **LIBRARY_QUESTIONS,
 }
