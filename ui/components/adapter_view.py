@@ -45,8 +45,8 @@ def head(studio: Studio, entry: LibraryAdapter) -> str:
     gone = message("Its file has vanished. Import the same file again, and it is whole.") if not there else ""
     thrown = message("It is in the trash.", "note") if entry.trashed_at is not None else ""
     return (
-        f'<p><a href="/library">Library</a></p><div class="s-entry">{library_view.picture(entry)}'
-        f'<div><h1>{esc(entry.name)}</h1><dl class="s-figures">{rows}</dl>{gone}{thrown}</div></div>'
+        f'<p><a class="s-back" href="/library">← Library</a></p><div class="s-entry">{library_view.picture(entry)}'
+        f'<div><h1 class="s-title">{esc(entry.name)}</h1><dl class="s-figures">{rows}</dl>{gone}{thrown}</div></div>'
     )
 
 
@@ -86,10 +86,10 @@ def training(job: Job | None, refused: Refused) -> str:
         further = (
             '<p class="s-quiet">Its last checkpoint is still there. What comes of more steps is another adapter; this '
             "one stays.</p>"
-            '<label>Steps more<input type="number" data-field="steps" data-key="steps" min="1" step="1"'
-            f' value="{refused.value("steps", str(MORE_STEPS))}"></label>{refused.note("steps")}'
+            '<div class="s-row"><label>Steps more<input type="number" data-field="steps" data-key="steps" min="1"'
+            f' step="1" value="{refused.value("steps", str(MORE_STEPS))}"></label>'
+            f"{button('Train further', 'further', kind='s-primary')}</div>{refused.note('steps')}"
         )
-        further += f'<div class="s-bar">{button("Train further", "further", kind="s-primary")}</div>'
     return (
         '<section class="s-card s-fields" aria-labelledby="training-title"><h2 id="training-title">Its training</h2>'
         f'{further}<div class="s-bar"><a class="s-button" href="/run?job={job.id}">Look at the run</a>'
