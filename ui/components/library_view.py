@@ -16,6 +16,13 @@ from ui.studio import Studio
 STEP = 48
 """Cards that come at a time."""
 _TAGS = 30
+SCRIPT = """
+element.addEventListener('change', event => {
+  const all = [...element.querySelectorAll('[data-field=pick]:checked')];
+  event.target.dataset.picked = all.map(box => box.dataset.adapter).join(',');
+}, true);
+"""
+"""Each pick tells all of them: two that follow each other quickly are then not one."""
 _NOTHING = {
     (False, False): "<p>Nothing is here yet. What you teach comes here by itself; files of other programs can be "
     'imported.</p><p><a class="s-button s-primary" href="/new">Teach a new subject</a></p>',

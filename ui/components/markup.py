@@ -31,6 +31,7 @@ let last = null;
 element.addEventListener('focusin', event => { last = event.target.dataset.key ?? null; });
 element.addEventListener('focusout', event => { if (event.relatedTarget) last = null; });
 watch('value', () => {
+  for (const box of element.querySelectorAll('[type=checkbox]')) box.checked = box.defaultChecked;
   for (const [key, text] of Object.entries(typed)) {
     const field = element.querySelector(`[data-key="${CSS.escape(key)}"]`);
     if (field) field.value = text;

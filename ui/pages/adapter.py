@@ -59,7 +59,7 @@ def build(studio: Studio, live: Live, demo: gr.Blocks) -> Any:
         parts[name].click(acted, [id, base], outputs, **_PRIVATE)
     told.click(acted, [id, base], outputs, **_PRIVATE)
     for name in ("fields", "training", "exports"):
-        parts[name].input(written, [id, base, steps], [steps, base, *outputs], **_PRIVATE)
+        parts[name].input(written, [id, base, steps], [steps, base, *outputs], trigger_mode="multiple", **_PRIVATE)
     begun = parts["training"].click(further, [id, base, steps], [job, *outputs], **_PRIVATE)
     begun.then(None, job, None, js=_GO, api_visibility="private")
 

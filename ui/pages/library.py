@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ from ui.pages import page
 from ui.studio import Studio
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+_ID = re.compile(r"\b[0-9a-f]{64}\b")
 
 
 @page("library", "Library", order=6)
@@ -27,7 +29,8 @@ def build(studio: Studio, live: Live, demo: gr.Blocks) -> Any:
         plain_html("<h1>Library</h1>")
         sent = gr.UploadButton("Import files", file_count="multiple", elem_id="import", size="sm", scale=0)
     text = gr.Textbox(label="Search", placeholder="a name, a word, a tag, a method", elem_id="library-search")
-    parts = [live_html(elem_id=f"library-{name}") for name in ("told", "tools", "cards", "picked")]
+    scripts = {"told": "", "tools": "", "cards": library_view.SCRIPT, "picked": ""}
+    parts = [live_html(elem_id=f"library-{name}", script=script) for name, script in scripts.items()]
     drawn = parts[1:]
     live.watch(lambda view: _drawn(studio, view), drawn, [view])
 
@@ -47,7 +50,7 @@ def build(studio: Studio, live: Live, demo: gr.Blocks) -> Any:
 
     for part in parts:
         part.click(acted, view, [view, *parts], **_PRIVATE)
-    parts[2].input(picked, view, [view, parts[3]], **_PRIVATE)
+    parts[2].input(picked, view, [view, parts[3]], trigger_mode="always_last", **_PRIVATE)
     text.change(sifted, [view, text], [view, *parts], trigger_mode="always_last", **_PRIVATE)
     sent.upload(received, [view, sent], [sent, view, *parts], **{**_PRIVATE, "show_progress": "minimal"})
     return demo.load(_asked, None, [view, text], **_PRIVATE)
@@ -78,10 +81,8 @@ def _after(studio: Studio, view: View, change: Callable[[], tuple[View, str]]) -
 
 
 def pick(view: View, told: dict[str, str]) -> View:
-    """With a card picked, or not any more."""
-    id = told.get("adapter", "")
-    others = tuple(one for one in view.picked if one != id)
-    return replace(view, picked=(*others, id) if told.get("value") == "true" else others)
+    """With those cards picked that the browser tells."""
+    return replace(view, picked=tuple(_ID.findall(told.get("picked", ""))))
 
 
 def act(studio: Studio, view: View, told: dict[str, str]) -> tuple[View, str]:
