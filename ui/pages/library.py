@@ -38,6 +38,8 @@ def build(studio: Studio, live: Live, demo: gr.Blocks) -> Any:
         return _after(studio, view, lambda: act(studio, view, details(event)))
 
     def sifted(view: View, text: str) -> list[Any]:
+        if text[:200] == view.text:
+            return [view, *[gr.skip()] * len(parts)]
         view = replace(view, text=text[:200], picked=(), count=library_view.STEP)
         return [view, gr.skip(), *_drawn(studio, view)]
 
