@@ -25,6 +25,7 @@ _ID = re.compile(r"\b[0-9a-f]{64}\b")
 @page("library", "Library", order=6)
 def build(studio: Studio, live: Live, demo: gr.Blocks) -> Any:
     view = gr.State(View())
+    sent: Any
     with gr.Row(elem_classes="s-top"):
         plain_html("<h1>Library</h1>")
         sent = gr.UploadButton("Import files", file_count="multiple", elem_id="import", size="sm", scale=0)
