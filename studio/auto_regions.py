@@ -14,10 +14,9 @@ from adapters.errors import UserInputError
 from adapters.formats.open import AnyFile
 from trainers.auto_regions import AutoRegions
 from trainers.mentions import Subject, mentions
-from trainers.regions import LARGEST
+from trainers.places import LARGEST
 from trainers.sdxl import Base
 
-AUTO = "auto"
 _NOBODY = (0, 0, 0)
 _COLORS = {
     "red": (230, 60, 60),
@@ -26,14 +25,6 @@ _COLORS = {
     "yellow": (240, 200, 60),
     "purple": (200, 80, 220),
 }
-
-
-def is_auto(regions: Sequence[str]) -> bool:
-    """Whether regions are to be found. Raises UserInputError where some are given, too."""
-    found = [region.strip().lower() == AUTO for region in regions]
-    if any(found) and len(found) > 1:
-        raise UserInputError("Regions are found or given, not both.", "Use --region auto alone, or places alone.")
-    return any(found)
 
 
 class FoundRegions:

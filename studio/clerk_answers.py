@@ -11,9 +11,8 @@ import yaml
 
 from adapters.errors import UserInputError
 from adapters.registry import REGISTRY
-from studio import config, doctor, estimate, form, submitting
+from studio import clerk_fusion, clerk_library, config, doctor, estimate, form, submitting
 from studio.clerk import RefusedError
-from studio.clerk_library import LIBRARY_QUESTIONS
 from studio.config import Layer
 from studio.queue import Queue
 from trainers.config import TrainConfig
@@ -150,5 +149,6 @@ QUESTIONS: dict[str, Callable[..., Any]] = {
     "presets": presets,
     "machine": machine,
     "trigger_pieces": trigger_pieces,
-    **LIBRARY_QUESTIONS,
+    **clerk_fusion.QUESTIONS,
+    **clerk_library.QUESTIONS,
 }

@@ -11,9 +11,9 @@ from studio.library import Library
 from studio.queue import Queue
 
 
-def take(home: str, path: str) -> str:
+def take(home: str, path: str, name: str | None = None) -> str:
     """The id of a file that is now in the library. Refuses what is no adapter."""
-    return Library(Path(home)).add(Path(path))
+    return Library(Path(home)).add(Path(path), name=name)
 
 
 def export(home: str, id: str, form: str, out: str, base: str | None = None) -> dict[str, Any]:
@@ -34,4 +34,4 @@ def further(home: str, job: str, steps: int) -> dict[str, Any]:
     return submitting.further(Queue(Path(home)).get_job(job), steps).model_dump(mode="json")
 
 
-LIBRARY_QUESTIONS: dict[str, Callable[..., Any]] = {"take": take, "export": export, "further": further}
+QUESTIONS: dict[str, Callable[..., Any]] = {"take": take, "export": export, "further": further}

@@ -14,12 +14,13 @@ from adapters.digest import file_sha256
 from adapters.errors import UserInputError
 from adapters.extras import summed
 from adapters.formats.open import AnyFile, attach_any
-from studio.auto_regions import FoundRegions, is_auto
+from studio.auto_regions import FoundRegions
 from studio.recipe import AdapterUse, Recipe, save_png
-from studio.regions import drawing_regions, parse_regions, places
+from studio.regions import drawing_regions, places
 from trainers.captions import has_word
 from trainers.events import Event, Note
 from trainers.fast.sampling import fast_sampling
+from trainers.places import is_auto, parse_regions
 from trainers.sdxl import Base, Routing, generate
 
 Tell = Callable[[Event], None]

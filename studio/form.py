@@ -62,17 +62,22 @@ def knobs(method: str, standing: dict[str, Any]) -> Iterator[Knob]:
     for key, field in schema.walk(method):
         if key in ASKED_ELSEWHERE | PLACES:
             continue
-        described = schema.describe(key, field)
-        yield Knob(
-            key=key,
-            group=key.partition(".")[0] if "." in key else "run",
-            level=_level(key),
-            control=_control(key, field),
-            choices=_choices(key, field),
-            takes=described.takes,
-            meaning=described.meaning,
-            standing=as_text(standing.get(key)),
-        )
+        yield knob_of(key, field, standing.get(key), _level(key))
+
+
+def knob_of(key: str, field: FieldInfo, standing: Any, level: Level = "sometimes") -> Knob:
+    """A field of the schema, which is `standing` where nobody changes it."""
+    described = schema.describe(key, field)
+    return Knob(
+        key=key,
+        group=key.partition(".")[0] if "." in key else "run",
+        level=level,
+        control=_control(key, field),
+        choices=_choices(key, field),
+        takes=described.takes,
+        meaning=described.meaning,
+        standing=as_text(standing),
+    )
 
 
 def _level(key: str) -> Level:

@@ -23,6 +23,7 @@ from studio import __version__
 from studio.config import set_layer
 from studio.drawing import Tell, scheduled, warn
 from studio.heat_map import heat_map
+from studio.refusals import refusal_of
 from studio.sampling import adapter_path, common_base
 from trainers.activations import gather
 from trainers.bases import pick_device, pick_dtype
@@ -76,19 +77,14 @@ def parse_options(assignments: Sequence[str]) -> FusionOptions:
 
 
 def options_of(values: Mapping[str, Any]) -> FusionOptions:
-    """The ways' knobs. UserInputError with the knob that is wrong."""
+    """The ways' knobs. refusals.RefusedError with those that are wrong, UnknownNameError for one that no way has."""
     for key in values:
         if key not in FusionOptions.model_fields:
             raise UnknownNameError("knob of fusion called", key, list(FusionOptions.model_fields))
     try:
         return FusionOptions.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        knob = str(first["loc"][0])
-        raise UserInputError(
-            f"{knob} = {first['input']!r} will not do: {first['msg']}.",
-            f"{knob}: {FusionOptions.model_fields[knob].description}.",
-        ) from error
+        raise refusal_of(error, FusionOptions.model_fields, {}) from error
 
 
 def load(name: str) -> Base:

@@ -16,12 +16,12 @@ _FULL = 1.0
 
 def heat_map(report: FusionReport) -> Image.Image:
     """Crosstalk of each pair in each block (what the others do on a subject's prompts); overlap where it is unknown."""
-    rows = _blocks(report)
+    rows = blocks(report)
     columns = [(pair.first, pair.second) for pair in report.pairs]
     width = _LABEL + _CELL * len(columns) + _EDGE
     picture = Image.new("RGB", (width, _TOP + _ROW * len(rows) + _EDGE), "white")
     draw = ImageDraw.Draw(picture)
-    draw.text((_EDGE, _EDGE), f"{report.way}: {_measure(report)} by block", fill="black")
+    draw.text((_EDGE, _EDGE), f"{report.way}: {measure(report)} by block", fill="black")
     for number, (first, second) in enumerate(columns):
         draw.text((_LABEL + _CELL * number, _TOP - 26), _short(f"{first} / {second}"), fill="black")
     for line, (block, values) in enumerate(rows.items()):
@@ -36,12 +36,13 @@ def heat_map(report: FusionReport) -> Image.Image:
     return picture
 
 
-def _measure(report: FusionReport) -> str:
+def measure(report: FusionReport) -> str:
+    """What the cells tell."""
     known = any(pair.crosstalk is not None for pair in report.pairs)
     return "crosstalk (the other's change over its own)" if known else "overlap of the weights"
 
 
-def _blocks(report: FusionReport) -> dict[str, dict[tuple[str, str], float]]:
+def blocks(report: FusionReport) -> dict[str, dict[tuple[str, str], float]]:
     """Block → pair → root mean square over the block's layers."""
     gathered: dict[str, dict[tuple[str, str], list[float]]] = {}
     for layer in report.layers:

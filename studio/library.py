@@ -75,6 +75,11 @@ class Library:
         with self.store.reading() as session:
             return adapters.find(session, id)
 
+    def of_job(self, job: str) -> LibraryAdapter | None:
+        """What a job has made, in the trash or not."""
+        with self.store.reading() as session:
+            return adapters.of_job(session, job)
+
     def path_of(self, id: str) -> Path:
         """The file. UserInputError where it is in the trash, MissingError where it has vanished."""
         entry = self.get_adapter(id)

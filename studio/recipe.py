@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from adapters.atomic import atomic_path
 from adapters.errors import FileFormatError
@@ -17,7 +17,7 @@ _COMMON_CHUNK = "parameters"
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class AdapterUse(_Part):
@@ -87,7 +87,7 @@ def read_recipes(path: Path) -> tuple[Recipe, ...]:
         with Image.open(path) as picture:
             picture.load()
             text = picture.info.get(CHUNK)
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise FileFormatError(f"{path} is not a picture that can be read.", "Check the file.") from error
     if text is None:
         raise FileFormatError(
@@ -96,5 +96,5 @@ def read_recipes(path: Path) -> tuple[Recipe, ...]:
     try:
         whole = json.loads(str(text))
         return tuple(Recipe.model_validate(one) for one in (whole if isinstance(whole, list) else [whole]))
-    except (json.JSONDecodeError, ValidationError) as error:
+    except (ValueError, RecursionError) as error:
         raise FileFormatError(f"The recipe in {path} cannot be read.", "It may be from a newer version.") from error

@@ -11,24 +11,9 @@ from adapters.adapter_set import AdapterSet
 from adapters.errors import UserInputError
 from adapters.formats.open import AnyFile
 from trainers.captions import has_word
-from trainers.regions import (
-    LARGEST,
-    Placed,
-    Region,
-    Regional,
-    alone,
-    parse_region,
-    region_masks,
-    regional_sampling,
-)
+from trainers.places import Region
+from trainers.regions import Placed, Regional, alone, region_masks, regional_sampling
 from trainers.sdxl import Base
-
-
-def parse_regions(texts: Sequence[str]) -> list[Region]:
-    """Every region. Raises UserInputError for more than trainers.regions.LARGEST, or one that makes no sense."""
-    if len(texts) > LARGEST:
-        raise UserInputError(f"{len(texts)} regions are more than {LARGEST}.", "Leave some out.")
-    return [parse_region(text) for text in texts]
 
 
 def places(regions: Sequence[Region], files: Sequence[AnyFile], sets: Sequence[AdapterSet]) -> Placed:

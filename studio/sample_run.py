@@ -15,7 +15,8 @@ from studio.recipe import Recipe
 from studio.short_run import ShortRun
 from studio.store import SampleRequest, Use
 from trainers.events import Progress
-from trainers.sdxl import SCHEDULERS, Base
+from trainers.schedulers import SCHEDULERS
+from trainers.sdxl import Base
 
 
 class SampleRun(ShortRun):
@@ -27,6 +28,7 @@ class SampleRun(ShortRun):
         if request.scheduler not in SCHEDULERS:
             raise UnknownNameError("scheduler", request.scheduler, list(SCHEDULERS))
         base = self.base(request.base)
+        self._count(request)
         missing = [number for number in range(len(request.drawings)) if not self._path(number).exists()]
         for uses in dict.fromkeys(request.drawings[number].uses for number in missing):
             self._draw(request, base, uses, [one for one in missing if request.drawings[one].uses == uses])

@@ -17,16 +17,16 @@ from rich.progress import track
 from adapters.errors import MissingError, UnknownNameError, UserInputError
 from adapters.formats.open import AnyFile, open_adapter
 from studio import __version__
-from studio.auto_regions import is_auto
 from studio.drawing import Loaded, Tell, common_schedule, drawn
 from studio.paths import LIBRARY_PREFIX, next_free, slug
 from studio.recipe import AdapterUse, Recipe, save_png
-from studio.regions import parse_regions
 from trainers.bases import pick_device, pick_dtype
 from trainers.events import Event, Note, Progress
+from trainers.places import is_auto, parse_regions
 from trainers.result import ADAPTER_NAME
 from trainers.samples import grid
-from trainers.sdxl import SCHEDULERS, Base, load_base
+from trainers.schedulers import SCHEDULERS
+from trainers.sdxl import Base, load_base
 
 PICTURES = Path("samples")
 Value = TypeVar("Value")

@@ -19,55 +19,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from adapters.adapter_set import AdapterSet
-from adapters.errors import UserInputError
 from adapters.sites import Site
+from trainers.places import Region
 
-LARGEST = 5
-"""Subjects in one picture."""
 SHARED = 0.2
 """How much the whole picture's prompt says within a region."""
 Placed = Sequence[tuple[AdapterSet, int]]
 """Adapter sets and the number of the region that each acts in."""
-_NAMED = {
-    "left half": (0.0, 0.0, 0.5, 1.0),
-    "right half": (0.5, 0.0, 1.0, 1.0),
-    "top half": (0.0, 0.0, 1.0, 0.5),
-    "bottom half": (0.0, 0.5, 1.0, 1.0),
-    "left third": (0.0, 0.0, 1 / 3, 1.0),
-    "middle third": (1 / 3, 0.0, 2 / 3, 1.0),
-    "right third": (2 / 3, 0.0, 1.0, 1.0),
-    "everywhere": (0.0, 0.0, 1.0, 1.0),
-}
 _CONTEXT_LAYER = re.compile(r"\.attn2\.to_[kv]$")
-
-
-@dataclass(frozen=True)
-class Region:
-    """A part of the picture and what is in it."""
-
-    box: tuple[float, float, float, float]
-    """Left, top, right, bottom, as parts of the picture's sides."""
-    prompt: str
-
-
-def parse_region(text: str) -> Region:
-    """ "left half: a sks cat", "0.5,0,1,1: a zwx car". Raises UserInputError."""
-    place, colon, prompt = text.partition(":")
-    known = ", ".join(_NAMED)
-    fix = f'Write it like "left half: a sks cat" ({known}) or "0.5,0,1,1: a sks cat" (left, top, right, bottom).'
-    if not colon or not prompt.strip():
-        raise UserInputError(f'The region "{text}" lacks a place or a prompt.', fix)
-    if (named := _NAMED.get(place.strip().lower())) is not None:
-        return Region(named, prompt.strip())
-    try:
-        left, top, right, bottom = (float(part) for part in place.split(","))
-    except ValueError as error:
-        raise UserInputError(f'"{place.strip()}" is no place in a picture.', fix) from error
-    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-        raise UserInputError(
-            f'The region "{place.strip()}" is not within 0 to 1, from left to right and top to bottom.', fix
-        )
-    return Region((left, top, right, bottom), prompt.strip())
 
 
 def region_masks(regions: Sequence[Region], height: int, width: int) -> Float[Tensor, "n h w"]:

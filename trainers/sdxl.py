@@ -20,19 +20,10 @@ from adapters.inject import base_hash
 from trainers.fast.sampling import recorded
 from trainers.file_hash import files_hash
 from trainers.placement import visiting
+from trainers.schedulers import SCHEDULERS
 from trainers.sources import TRAINED_PARTS, find_source, load_pipeline, with_schedule
 from trainers.text import TextStates, encode_tokens, tokenize
 from trainers.words import Vocabulary, Words, speaking
-
-SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
-    "ddim": ("DDIMScheduler", {"clip_sample": False}),
-    "dpm++": ("DPMSolverMultistepScheduler", {}),
-    "dpm++-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-    "heun": ("HeunDiscreteScheduler", {}),
-}
 
 
 @dataclass

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(*parts: object) -> int:
@@ -15,4 +17,6 @@ def derive_seed(*parts: object) -> int:
 
 def generator_for(device: torch.device | str, *parts: object) -> torch.Generator:
     """A generator on `device`, seeded by the same path."""
+    import torch  # here: forms that check captions have none
+
     return torch.Generator(device).manual_seed(derive_seed(*parts))

@@ -1,34 +1,29 @@
 """A subject before it is taught: its pictures and what has been filled in, kept on disk so that nothing is lost.
 
-home/drafts/<id>/draft.json, and the pictures under names of our own. Ids are made here; one that comes from outside is
-checked letter by letter before it becomes part of a path.
+home/drafts/<id>/draft.json (ui.forms), and the pictures under names of our own.
 """
 
 from __future__ import annotations
 
-import re
 import shutil
-import threading
 import unicodedata
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
 from pydantic import BaseModel, Field
 
 from adapters.atomic import atomic_path
-from adapters.errors import FileFormatError, MissingError, UserInputError
+from adapters.errors import MissingError, UserInputError
 from studio.store.jobs import new_id
 from trainers.images import ImageChecks, Inspected, inspect, open_rgb
 from trainers.verdicts import Verdict, verdicts
+from ui.forms import ID, Form, Forms
 
 MAX_PICTURES = 200
 MAX_BYTES = 50 * 2**20
 """Of one picture's file."""
 MAX_CAPTION = 1000
 _THUMB = 360
-_ID = re.compile(r"[a-z0-9]{10}")
 
 
 class DraftPicture(BaseModel):
@@ -40,10 +35,9 @@ class DraftPicture(BaseModel):
     caption: str = ""
 
 
-class Draft(BaseModel):
+class Draft(Form):
     """All that the form holds. `settings` are texts by dotted key, as after --set."""
 
-    id: str
     pictures: list[DraftPicture] = Field(default_factory=list)
     name: str = ""
     kind: str = "object"
@@ -54,45 +48,12 @@ class Draft(BaseModel):
     settings: dict[str, str] = Field(default_factory=dict)
 
 
-class Drafts:
+class Drafts(Forms[Draft]):
     """All drafts of a data folder."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self._lock = threading.RLock()
+        super().__init__(root, Draft)
         self._inspected: dict[str, Inspected] = {}
-
-    def new(self) -> Draft:
-        """Not on the disk before it holds anything."""
-        return Draft(id=new_id())
-
-    def get(self, id: str) -> Draft:
-        """The draft of that id, empty where nothing was ever put into it; MissingError where it is no id."""
-        try:
-            return Draft.model_validate_json((self._folder(id) / "draft.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return Draft(id=id)
-        except ValueError as error:
-            raise FileFormatError("That draft cannot be read.", "Begin a new subject.") from error
-
-    @contextmanager
-    def changing(self, id: str) -> Generator[Draft]:
-        """The draft, saved at the end; one change at a time."""
-        with self._lock:
-            draft = self.get(id)
-            yield draft
-            self._save(draft)
-
-    def _folder(self, id: str) -> Path:
-        if not _ID.fullmatch(id):
-            raise MissingError("That is no draft's id.", "Begin a new subject.")
-        return self.root / id
-
-    def _save(self, draft: Draft) -> None:
-        folder = self._folder(draft.id)
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(folder / "draft.json") as temporary:
-            temporary.write_text(draft.model_dump_json(indent=1), encoding="utf-8")
 
     # --- pictures -----------------------------------------------------------------------------------------
 
@@ -112,12 +73,12 @@ class Drafts:
         return picture
 
     def path(self, id: str, picture: DraftPicture) -> Path:
-        return self._folder(id) / f"{picture.id}{picture.suffix}"
+        return self.folder(id) / f"{picture.id}{picture.suffix}"
 
     def thumbnail(self, id: str, picture: str) -> Path:
-        if not _ID.fullmatch(picture):
+        if not ID.fullmatch(picture):
             raise MissingError("That is no picture's id.", "")
-        return self._folder(id) / f"{picture}.thumb.webp"
+        return self.folder(id) / f"{picture}.thumb.webp"
 
     def _thumbnail(self, id: str, picture: DraftPicture) -> None:
         small = open_rgb(self._inspect(id, picture).picture)

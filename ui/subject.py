@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapters.errors import StudioError
+from adapters.errors import StudioError, UserInputError
 from studio import workers
 from studio.clerk import RefusedError
 from studio.queue import Submission
@@ -146,8 +146,10 @@ def trigger_note(studio: Studio, draft: Draft) -> str:
 
 
 def copy_of(studio: Studio, id: str, job: str) -> Draft:
-    """The draft `id` filled with the pictures and the settings of a job. MissingError where there is no such job."""
+    """The draft `id` filled with the pictures and the settings of a run. StudioError where there is no such run."""
     found = studio.queue.get_job(job)
+    if not found.config:
+        raise UserInputError(f"{found.title} has taught nothing.", "Copy the settings of a run.")
     captions = found.config["data"]["captions"]
     base = found.base if found.base in studio.bases else "embedded"
     text = json.dumps({key: value for key, value in found.config.items() if key not in ("data", "prior")})

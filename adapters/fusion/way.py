@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -84,12 +84,32 @@ class FusionLayer:
         return self.options.rank or sum(delta.rank for delta in self.deltas)
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """What a file tells of an adapter before any base is loaded."""
+
+    name: str
+    method: str
+    weight: float = 1.0
+    columns: Mapping[str, frozenset[int]] = field(default_factory=dict[str, frozenset[int]])
+    """Layer → the columns of its weight's singular vectors that were learnt on."""
+
+    def shared_with(self, other: Candidate) -> list[str]:
+        """Layers where both learnt on one column or more."""
+        return [name for name, own in self.columns.items() if own & other.columns.get(name, frozenset())]
+
+
 class Way(ABC):
     """`class Mean(Way, name="mean")` registers it."""
 
     title: ClassVar[str]
     paper: ClassVar[str]
     meaning: ClassVar[str]
+    """A sentence for people who know no mathematics, with what was measured (docs/fusion.md)."""
+    knobs: ClassVar[tuple[str, ...]] = ()
+    """Those of FusionOptions that it reads."""
+    recommended: ClassVar[bool] = False
+    """Where nobody chooses: of one way alone."""
     needs_activations: ClassVar[bool] = False
     samples_inputs: ClassVar[bool] = False
     """Whether the result looks at x along other rows than the adapters': second moments of A x cannot judge it then."""
@@ -99,6 +119,12 @@ class Way(ABC):
         if WAYS.setdefault(name, cls) is not cls:
             raise TypeError(f"two ways to fuse are called {name!r}")
 
+    @classmethod
+    def refusal(cls, candidates: Sequence[Candidate]) -> str:
+        """Why these cannot be fused so, as far as files tell; "" where they may. `fuse` refuses the same."""
+        del candidates
+        return ""
+
     @abstractmethod
     def fuse(self, layer: FusionLayer) -> LayerDelta:
         """The one change of this layer. Raises UserInputError where these concepts cannot be fused so."""
@@ -106,9 +132,15 @@ class Way(ABC):
 
 def find_way(name: str) -> Way:
     """The way called `name`. Raises UnknownNameError with the nearest."""
+    known = all_ways()
+    if name not in known:
+        raise UnknownNameError("way to fuse", name, list(known))
+    return known[name]()
+
+
+def all_ways() -> dict[str, type[Way]]:
+    """Every way by its name."""
     from adapters.fusion import ways
 
     import_modules(ways)
-    if name not in WAYS:
-        raise UnknownNameError("way to fuse", name, list(WAYS))
-    return WAYS[name]()
+    return WAYS

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.fusion.look import Box
 from benchmarks.fusion.subjects import GROUND, Group
-from trainers.regions import Region
+from trainers.places import Region
 
 STEPS, GUIDANCE = 25, 4.5
 NEUTRAL = tuple(

@@ -42,6 +42,12 @@ def children(session: Session, id: str) -> list[LibraryAdapter]:
     return list(session.scalars(query.order_by(LibraryAdapter.seq)))
 
 
+def of_job(session: Session, job: str) -> LibraryAdapter | None:
+    """The newest that this job has made."""
+    query = select(LibraryAdapter).where(LibraryAdapter.job == job)
+    return session.scalar(query.order_by(LibraryAdapter.seq.desc()).limit(1))
+
+
 def listed(
     session: Session, text: str, *, tag: str, base: str, trashed: bool, limit: int | None
 ) -> list[LibraryAdapter]:

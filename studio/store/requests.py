@@ -34,7 +34,7 @@ class Use(_Request):
 
     adapter: str
     """lib:ID of the library, or an absolute path."""
-    strength: float = Field(1.0, allow_inf_nan=False)
+    strength: float = Field(default=1.0, allow_inf_nan=False)
     part: str | None = None
     """The layers that it is kept to (`studio sample --part`)."""
 
@@ -55,8 +55,8 @@ class SampleRequest(_Request):
     drawings: tuple[Drawing, ...] = Field(min_length=1, max_length=1000)
     negative: str = ""
     size: tuple[int, int] | None = None
-    steps: int = Field(25, ge=1, le=1000)
-    guidance: float = Field(5.0, ge=0, le=100)
+    steps: int = Field(default=25, ge=1, le=1000)
+    guidance: float = Field(default=5.0, ge=0, le=100)
     scheduler: str = "euler"
     regions: tuple[str, ...] = ()
     """As `studio sample --region` takes them."""

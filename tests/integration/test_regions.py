@@ -17,7 +17,8 @@ from studio.cli import app
 from studio.recipe import read_recipes
 from studio.regions import places
 from tests.support import BASE, drawn, predicted, random_lora
-from trainers.regions import Region, Regional, Within, parse_region, region_masks, regional_sampling
+from trainers.places import Region, parse_region
+from trainers.regions import Regional, Within, region_masks, regional_sampling
 from trainers.sdxl import Base
 
 PROMPT = "a sks octopus on a white background"

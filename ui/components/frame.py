@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from studio.store.states import ACTIVE, WAITING
 from ui.components import words
+from ui.components.jobs import address
 from ui.components.live import Live
 from ui.components.markup import esc, plain_html
 from ui.studio import Studio
@@ -47,6 +48,6 @@ def strip_markup(studio: Studio) -> str:
     bar = f'<progress max="1" value="{share or 0:.4f}" aria-label="progress"></progress>' if share is not None else ""
     rest = " · ".join(filter(None, (words.stage(job), words.left(job), f"{waiting} waiting" if waiting else "")))
     return (
-        f'<div class="s-strip" role="status"><a href="/run?job={job.id}"><b>{esc(job.title)}</b> {esc(rest)}</a>{bar}'
+        f'<div class="s-strip" role="status"><a href="{address(job)}"><b>{esc(job.title)}</b> {esc(rest)}</a>{bar}'
         "</div>"
     )

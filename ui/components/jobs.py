@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from studio.store import Job
+from ui import media
 from ui.components import words
 from ui.components.markup import button, esc
+
+_PAGES = {"train": "run", "sample": "create", "fuse": "combine"}
 
 
 def sample_url(job: Job) -> str | None:
@@ -14,10 +17,22 @@ def sample_url(job: Job) -> str | None:
     return None if job.progress.sample is None else f"/media/job/{job.id}/sample/{Path(job.progress.sample).name}"
 
 
+def address(job: Job) -> str:
+    """The page that shows it."""
+    return f"/{_PAGES[job.kind]}?job={job.id}"
+
+
 def picture(job: Job) -> str:
-    """The newest sample, or the first picture that it learns from."""
-    url = sample_url(job) or f"/media/job/{job.id}/reference/0"
-    what = "newest sample" if job.progress.sample else "one of its pictures"
+    """What it has drawn, or the first picture that it learns from; an empty square where there is neither."""
+    numbers = media.drawn_pictures(job)
+    if url := sample_url(job):
+        what = "newest sample"
+    elif numbers:
+        url, what = f"/media/job/{job.id}/picture/{numbers[0]}/small", "first picture"
+    elif media.references(job):
+        url, what = f"/media/job/{job.id}/reference/0", "one of its pictures"
+    else:
+        return '<span class="s-nothing" aria-hidden="true"></span>'
     return f'<img src="{esc(url)}" alt="{esc(job.title)}: {what}" loading="lazy">'
 
 
@@ -27,7 +42,7 @@ def job_card(job: Job) -> str:
     bar = f'<progress max="1" value="{share:.4f}" aria-label="progress"></progress>' if share is not None else ""
     figures = " · ".join(f"{name.lower()} {value}" for name, value in words.figures(job)[:2])
     return (
-        f'<a class="s-card s-job" href="/run?job={job.id}">{picture(job)}<div><h2>{esc(job.title)}</h2>'
+        f'<a class="s-card s-job" href="{address(job)}">{picture(job)}<div><h2>{esc(job.title)}</h2>'
         f"<p>{esc(' · '.join(filter(None, (words.stage(job), words.left(job)))))}</p>{bar}"
         f'<p class="s-quiet">{esc(figures)}</p></div></a>'
     )
@@ -52,8 +67,8 @@ def _row(job: Job, movable: list[Job]) -> str:
         buttons.append(button("Resume", "resume", job=job.id, label=f"Resume {job.title}"))
     buttons.append(button("Cancel", "cancel", job=job.id, label=f"Cancel {job.title}"))
     return (
-        f'<li><a href="/run?job={job.id}"><b>{esc(job.title)}</b></a> '
-        f'<span class="s-quiet">{words.STATES[job.state]}</span>'
+        f'<li><a href="{address(job)}"><b>{esc(job.title)}</b></a> '
+        f'<span class="s-quiet">{words.state(job)}</span>'
         f'<span class="s-actions">{"".join(buttons)}</span></li>'
     )
 
@@ -63,8 +78,8 @@ def results_markup(jobs: list[Job]) -> str:
     if not jobs:
         return ""
     cards = "".join(
-        f'<li><a class="s-result" href="/run?job={job.id}">{picture(job)}<b>{esc(job.title)}</b>'
-        f'<span class="s-quiet s-state-{job.state}">{words.STATES[job.state]}, {words.ago(job.finished)}</span>'
+        f'<li><a class="s-result" href="{address(job)}">{picture(job)}<b>{esc(job.title)}</b>'
+        f'<span class="s-quiet s-state-{job.state}">{words.state(job)}, {words.ago(job.finished)}</span>'
         "</a></li>"
         for job in jobs
     )

@@ -59,13 +59,14 @@ def knobs_markup(knobs: list[dict[str, Any]], settings: dict[str, str], problems
 
 def _all(knobs: list[dict[str, Any]], level: str, settings: dict[str, str], problems: dict[str, str]) -> str:
     return "".join(
-        _knob(knob, settings.get(knob["key"]), problems.get(knob["key"], ""))
+        knob_markup(knob, settings.get(knob["key"]), problems.get(knob["key"], ""))
         for knob in knobs
         if knob["level"] == level
     )
 
 
-def _knob(knob: dict[str, Any], own: str | None, problem: str) -> str:
+def knob_markup(knob: dict[str, Any], own: str | None, problem: str) -> str:
+    """One setting (studio.form.Knob), with what the person has made of it."""
     key, changed = esc(knob["key"]), own is not None
     words = esc(f"{knob['key']} {knob['meaning']}".lower())
     value = own if own is not None else knob["standing"]

@@ -6,43 +6,58 @@ from datetime import UTC, datetime
 
 from studio.progress import duration, size, speed
 from studio.store import Job
-from studio.store.states import ACTIVE
+from studio.store.states import ACTIVE, State
 
-STATES = {
+STATES: dict[State, str] = {
     "queued": "waits its turn",
     "preparing": "is getting ready",
-    "running": "is learning",
     "paused": "is paused",
     "done": "is ready",
     "failed": "did not work out",
     "cancelled": "was stopped",
     "interrupted": "was interrupted and goes on by itself",
 }
+_DOING = {"train": "is learning", "sample": "is drawing", "fuse": "is being combined"}
 _STAGES = {
     "base": "loading the base",
     "pictures": "reading the pictures",
     "captions": "reading the captions",
     "class pictures": "drawing pictures of the class",
     "samples": "drawing samples",
+    "prompts": "looking at what each subject does",
+    "fusion": "making one of them",
 }
 
 
+def state(job: Job) -> str:
+    return _DOING[job.kind] if job.state == "running" else STATES[job.state]
+
+
 def stage(job: Job) -> str:
-    """What it is at now, in words: "loading the base", "step 12 of 300"."""
+    """What it is at now, in words: "loading the base", "step 12 of 300", "drawing 3 of 8"."""
     done = job.progress
     if job.state not in ACTIVE:
         return STATES[job.state]
+    if draws(job):
+        return f"drawing {min(done.stage_done + 1, done.stage_total)} of {done.stage_total}"
     if done.stage:
         counted = f" ({done.stage_done} of {done.stage_total})" if done.stage_total else ""
         return _STAGES.get(done.stage, done.stage) + counted
-    return f"step {done.step} of {done.steps}" if done.steps else STATES[job.state]
+    return f"step {done.step} of {done.steps}" if done.steps else state(job)
+
+
+def draws(job: Job) -> bool:
+    """Whether it is at the pictures that it was asked for."""
+    return job.kind == "sample" and job.progress.stage == "pictures" and job.progress.stage_total > 0
 
 
 def share(job: Job) -> float | None:
-    """How far its steps are, 0 to 1; None where they have not begun."""
+    """How far its steps, or its pictures, are, 0 to 1; None where they have not begun."""
     done = job.progress
     if job.state == "done":
         return 1.0
+    if draws(job):
+        return done.stage_done / done.stage_total
     return done.step / done.steps if done.steps else None
 
 

@@ -10,9 +10,10 @@ import pandas as pd
 from adapters.errors import StudioError
 from studio import workers
 from studio.queue import Submission
-from ui.components import run_view
+from ui.components import run_view, words
+from ui.components.jobs import address
 from ui.components.live import Live
-from ui.components.markup import details, live_html, message, plain_html
+from ui.components.markup import details, esc, live_html, message, plain_html
 from ui.course import Courses
 from ui.pages import page
 from ui.studio import Studio
@@ -30,6 +31,10 @@ _GO = "(id) => { if (id) location.assign('/run?job=' + id); }"
 _NOWHERE = (
     '<section class="s-empty"><h1>No such run</h1><p>It is not in this studio’s list.</p>'
     '<p><a class="s-button s-primary" href="/">Home</a></p></section>'
+)
+_ELSEWHERE = (
+    '<section class="s-empty"><h1>{title}</h1><p>This is no run: it {state}.</p>'
+    '<p><a class="s-button s-primary" href="{address}">See it</a></p></section>'
 )
 _CHOOSE = (
     '<section class="s-empty"><h1>Nothing to watch yet</h1><p>A run shows here while it learns.</p>'
@@ -70,8 +75,9 @@ def build(studio: Studio, live: Live, demo: gr.Blocks) -> Any:
 
 
 def _latest(studio: Studio) -> str:
-    """The job that comes first to mind where none is named: the running one, else the last."""
-    found = studio.queue.list_jobs(("running", "preparing")) or studio.queue.list_jobs(limit=1)
+    """The run that comes first to mind where none is named: the running one, else the last."""
+    found = studio.queue.list_jobs(("running", "preparing"), kind="train")
+    found = found or studio.queue.list_jobs(kind="train", limit=1)
     return found[0].id if found else ""
 
 
@@ -82,6 +88,9 @@ def drawn(studio: Studio, courses: Courses, id: str) -> list[Any]:
         return [_CHOOSE, "", "", "", "", hidden]
     try:
         job = studio.queue.get_job(id)
+        if job.kind != "train":
+            told = _ELSEWHERE.format(title=esc(job.title), state=words.state(job), address=address(job))
+            return [told, "", "", "", "", hidden]
         course = courses.of(job.id)
     except StudioError:
         return [_NOWHERE, "", "", "", "", hidden]

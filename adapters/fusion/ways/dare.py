@@ -15,7 +15,10 @@ class Dare(Way, name="dare"):
 
     title: ClassVar[str] = "DARE"
     paper: ClassVar[str] = "arXiv 2311.03099"
-    meaning: ClassVar[str] = "entries dropped at random, the rest scaled up, then added"
+    meaning: ClassVar[str] = (
+        "Drops changes at random and strengthens the rest; 60 of 100 kept of two subjects, none of three."
+    )
+    knobs: ClassVar[tuple[str, ...]] = ("density", "rank", "seed", "samples")
     samples_inputs: ClassVar[bool] = True
 
     def fuse(self, layer: FusionLayer) -> LayerDelta:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor
 
 from adapters.errors import UserInputError
 from adapters.fusion.deltas import LayerDelta, Rotation, compress
-from adapters.fusion.way import FusionLayer, Way
+from adapters.fusion.way import Candidate, FusionLayer, Way
 from adapters.rotations import cayley, turn_weight
+
+_ROTATIONS = ("oft", "boft")
 
 
 class Geodesic(Way, name="geodesic"):
@@ -24,15 +27,21 @@ class Geodesic(Way, name="geodesic"):
 
     title: ClassVar[str] = "OrthoFuse"
     paper: ClassVar[str] = "arXiv 2604.05183"
-    meaning: ClassVar[str] = "the rotations of two OFT or BOFT adapters joined along a geodesic"
+    meaning: ClassVar[str] = "Joins the rotations of two OFT or BOFT adapters halfway between them; 52 of 100 kept."
+    knobs: ClassVar[tuple[str, ...]] = ("position", "rank", "samples")
     samples_inputs: ClassVar[bool] = True
+
+    @classmethod
+    def refusal(cls, candidates: Sequence[Candidate]) -> str:
+        for one in candidates:
+            if one.method not in _ROTATIONS or one.weight != 1:
+                return _no_rotation(one.name)
+        return "" if len(candidates) == 2 else _not_two(len(candidates))
 
     def fuse(self, layer: FusionLayer) -> LayerDelta:
         rotations = [_rotation(name, delta) for name, delta in zip(layer.names, layer.deltas, strict=True)]
         if layer.concepts != 2:
-            raise UserInputError(
-                f"A geodesic lies between two adapters, not {layer.concepts}.", "Fuse two, or choose another --how."
-            )
+            raise UserInputError(_not_two(layer.concepts), "Fuse two, or choose another --how.")
         if len(rotations) == 1:
             return layer.deltas[0]
         first, second = rotations
@@ -54,10 +63,18 @@ class Geodesic(Way, name="geodesic"):
 def _rotation(name: str, delta: LayerDelta) -> Rotation:
     if delta.rotation is None:
         raise UserInputError(
-            f"{name} is no rotation: --how geodesic joins OFT and BOFT adapters of weight 1.",
+            _no_rotation(name),
             "Train with --adapter oft, leave --weights out (position says which counts more), or choose another --how.",
         )
     return delta.rotation
+
+
+def _no_rotation(name: str) -> str:
+    return f"{name} is no rotation: a geodesic joins OFT and BOFT adapters of weight 1."
+
+
+def _not_two(count: int) -> str:
+    return f"A geodesic lies between two adapters, not {count}."
 
 
 def between(first: Tensor, second: Tensor, t: float) -> Tensor:

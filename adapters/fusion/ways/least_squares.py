@@ -21,7 +21,12 @@ class LeastSquares(Way, name="least-squares"):
 
     title: ClassVar[str] = "Least squares"
     paper: ClassVar[str] = "arXiv 2305.18292, sec. 3.3, on the B side"
-    meaning: ClassVar[str] = "outputs on each subject's own prompts kept, in closed form, neutral prompts left alone"
+    meaning: ClassVar[str] = (
+        "Solves for the change that keeps each subject as it is on its own prompts; of single files the best, "
+        "with ZipLoRA: 66 of 100 of each of two subjects were kept, where the plain sum keeps 57."
+    )
+    knobs: ClassVar[tuple[str, ...]] = ("ridge", "background")
+    recommended: ClassVar[bool] = True
     needs_activations: ClassVar[bool] = True
 
     def fuse(self, layer: FusionLayer) -> LayerDelta:

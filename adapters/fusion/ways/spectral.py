@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import combinations
 from typing import ClassVar
 
 import torch
 
 from adapters.errors import UserInputError
 from adapters.fusion.deltas import LayerDelta, concatenated, without_columns, without_rows
-from adapters.fusion.way import FusionLayer, Way
+from adapters.fusion.way import Candidate, FusionLayer, Way
 from adapters.fusion.ways.least_squares import repaired
+
+_NO_COLUMNS = "None of these adapters has columns of its own: spectral fusion needs at least one."
 
 
 class SpectralColumns(Way, name="spectral"):
@@ -21,7 +25,20 @@ class SpectralColumns(Way, name="spectral"):
 
     title: ClassVar[str] = "Spectral columns"
     paper: ClassVar[str] = "arXiv 2405.13952"
-    meaning: ClassVar[str] = "subjects on columns of their own, added; others are moved off those columns and repaired"
+    meaning: ClassVar[str] = (
+        "Adds subjects that were taught on columns of their own, exactly; 53 to 86 of 100 kept, where the 86 "
+        "(Spectral-R) had learnt a weak look."
+    )
+    knobs: ClassVar[tuple[str, ...]] = ("ridge", "background")
+
+    @classmethod
+    def refusal(cls, candidates: Sequence[Candidate]) -> str:
+        if not any(one.columns for one in candidates):
+            return _NO_COLUMNS
+        for first, second in combinations(candidates, 2):
+            if layers := first.shared_with(second):
+                return _met(first.name, second.name, layers[0])
+        return ""
 
     def fuse(self, layer: FusionLayer) -> LayerDelta:
         site = layer.site
@@ -29,14 +46,14 @@ class SpectralColumns(Way, name="spectral"):
         taken = [(name, columns) for name, columns in own if columns is not None]
         if not taken:
             raise UserInputError(
-                "None of these adapters has columns of its own: spectral fusion needs at least one.",
+                _NO_COLUMNS,
                 "Train with --adapter spectral-a or spectral-r, or choose another --how.",
             )
         for number, (name, columns) in enumerate(taken):
             for other, others in taken[:number]:
                 if bool(torch.isin(columns.indices, others.indices).any()):
                     raise UserInputError(
-                        f"{other} and {name} learnt on the same columns of {site.name}.",
+                        _met(other, name, site.name),
                         "Train one of them again with --with the other's file, or choose another --how.",
                     )
         if len(taken) == len(own):
@@ -48,3 +65,7 @@ class SpectralColumns(Way, name="spectral"):
             for delta in layer.deltas
         ]
         return repaired(layer, moved)
+
+
+def _met(first: str, second: str, layer: str) -> str:
+    return f"{first} and {second} learnt on the same columns of {layer}."

@@ -13,7 +13,8 @@ class TruncatedSum(Way, name="svd"):
 
     title: ClassVar[str] = "Truncated sum"
     paper: ClassVar[str] = "Eckart and Young, 1936"
-    meaning: ClassVar[str] = "the sum, cut down to a rank: a file no larger than one adapter's"
+    meaning: ClassVar[str] = "The plain sum, cut down to a small file; 63 of 100 kept of two subjects, 5 of three."
+    knobs: ClassVar[tuple[str, ...]] = ("rank",)
 
     def fuse(self, layer: FusionLayer) -> LayerDelta:
         rank = layer.options.rank or max(delta.rank for delta in layer.deltas)

@@ -29,7 +29,11 @@ class Zip(Way, name="zip"):
 
     title: ClassVar[str] = "ZipLoRA"
     paper: ClassVar[str] = "arXiv 2311.13600"
-    meaning: ClassVar[str] = "how much of each column of each change is kept, learnt from each subject's own inputs"
+    meaning: ClassVar[str] = (
+        "Learns how much of each subject to keep, input by input; as good as least squares with two subjects "
+        "and with three (66 of 100 kept), and slower."
+    )
+    knobs: ClassVar[tuple[str, ...]] = ("steps", "learning_rate", "similarity", "samples")
     needs_activations: ClassVar[bool] = True
     samples_inputs: ClassVar[bool] = True
 
