@@ -295,7 +295,7 @@ class _Run:
             return
         if not all(bool(torch.isfinite(value).all()) for value in self.engine.parameters):
             raise self._diverged()
-        self.save_result(adapter_path(self.out, self.step))  # to draw with; first, as averages are taken out and put back
+        self.save_result(adapter_path(self.out, self.step))  # first: averages are taken out and put back
         path = checkpoint.save_checkpoint(self.out, self.step, self.engine, self.identity, self.config.keep_checkpoints)
         kept = {one.name for one in path.parent.iterdir()}
         for old in adapter_path(self.out, 0).parent.glob("step-*.safetensors"):
