@@ -11,15 +11,20 @@ from ui.media import drawn_pictures
 from ui.studio import Studio
 
 SCRIPT = """
+let ticked = [];
 element.addEventListener('change', event => {
-  const picked = [...element.querySelectorAll('[data-field=cell]:checked')];
-  const others = picked.filter(box => box !== event.target);
-  if (picked.length > 2) others[0].checked = false;
-  const left = [...element.querySelectorAll('[data-field=cell]:checked')];
-  event.target.dataset.picked = left.map(box => box.dataset.number).join(',');
+  const {key, field} = event.target.dataset;
+  if (field !== 'cell') return;
+  ticked = [...ticked.filter(one => one !== key), ...(event.target.checked ? [key] : [])].slice(-2);
+  tick();
+  event.target.dataset.picked = ticked.map(one => one.split('-').pop()).join(',');
 }, true);
+const tick = () => {
+  for (const box of element.querySelectorAll('[data-field=cell]')) box.checked = ticked.includes(box.dataset.key);
+};
+watch('value', tick);
 """
-"""At most two cells are ticked."""
+"""At most two cells are ticked, and stay so while pictures come; the browser knows which."""
 SLIDE = """
 element.addEventListener('input', event => {
   event.target.closest('.s-slider')?.style.setProperty('--s-at', event.target.value + '%');
@@ -57,14 +62,14 @@ def progress(job: Job) -> str:
     return f'<div class="s-drawing">{told}{bar}{button("Stop", "cancel")}</div>'
 
 
-def table(studio: Studio, job: Job, picked: tuple[int, ...]) -> str:
+def table(studio: Studio, job: Job) -> str:
     """A row an adapter, a column a prompt or a strength; pictures as they come."""
     assert isinstance(job.request, SampleRequest)
     shown, there = grid(job.request), set(drawn_pictures(job))
     if shown is None:
         return message("The pictures of that job are no comparison.", "note")
     heads = "".join(f'<th scope="col">{esc(text)}</th>' for text in shown.columns)
-    rows = "".join(_row(studio, job, shown, row, there, picked) for row in range(len(shown.rows)))
+    rows = "".join(_row(studio, job, shown, row, there) for row in range(len(shown.rows)))
     return (
         '<section aria-labelledby="grid-title"><h2 id="grid-title">Side by side</h2>'
         f'<p class="s-quiet">Seed {job.request.drawings[0].seed}. A picture opens large; tick two for a slider.</p>'
@@ -73,25 +78,24 @@ def table(studio: Studio, job: Job, picked: tuple[int, ...]) -> str:
     )
 
 
-def _row(studio: Studio, job: Job, shown: Grid, row: int, there: set[int], picked: tuple[int, ...]) -> str:
+def _row(studio: Studio, job: Job, shown: Grid, row: int, there: set[int]) -> str:
     name = label(studio, shown.rows[row])
     use = button("Use this one", "use", row=str(row), key=f"use-{row}", label=f"Use {name}")
     cells = "".join(
-        _cell(job, shown.number(row, column), f"{name}: {text}", there, picked)
-        for column, text in enumerate(shown.columns)
+        _cell(job, shown.number(row, column), f"{name}: {text}", there) for column, text in enumerate(shown.columns)
     )
     return f'<tr><th scope="row"><span>{esc(name)}</span>{use}</th>{cells}</tr>'
 
 
-def _cell(job: Job, number: int, text: str, there: set[int], picked: tuple[int, ...]) -> str:
+def _cell(job: Job, number: int, text: str, there: set[int]) -> str:
     if number not in there:
         return '<td><span class="s-nothing">…</span></td>'
-    url, checked = f"/media/job/{job.id}/picture/{number}", " checked" if number in picked else ""
+    url = f"/media/job/{job.id}/picture/{number}"
     return (
         f'<td><a class="s-cell" href="{url}" target="_blank">'
         f'<img src="{url}/small" alt="{esc(text)}" loading="lazy"></a>'
-        f'<input type="checkbox" class="s-pick" data-field="cell" data-number="{number}" data-key="cell-{number}"'
-        f' aria-label="For the slider: {esc(text)}"{checked}></td>'
+        f'<input type="checkbox" class="s-pick" data-field="cell" data-key="{job.id}-{number}"'
+        f' aria-label="For the slider: {esc(text)}"></td>'
     )
 
 

@@ -58,7 +58,7 @@ def build(studio: Studio, live: Live, demo: gr.Blocks) -> Any:
         part.click(acted, address[2], [going, progress], **_PRIVATE).then(
             None, going, None, js=_GO, api_visibility="private"
         )
-    table.input(ticked, address[2], [picked, slider], trigger_mode="always_last", **_PRIVATE)
+    table.input(ticked, address[2], [picked, slider], trigger_mode="multiple", **_PRIVATE)
 
     def load(request: gr.Request) -> list[Any]:
         return loaded(studio, dict(request.query_params))
@@ -158,7 +158,7 @@ def drawn(studio: Studio, id: str, picked: tuple[int, ...]) -> list[str]:
     return [
         compare_view.progress(job),
         compare_view.slider(studio, job, tuple(picked)),
-        compare_view.table(studio, job, tuple(picked)),
+        compare_view.table(studio, job),
     ]
 
 

@@ -53,7 +53,7 @@ def build(studio: Studio, live: Live, demo: gr.Blocks) -> Any:
 
     for part in parts:
         part.click(acted, view, [view, *parts], **_PRIVATE)
-    parts[2].input(picked, view, [view, parts[3]], trigger_mode="always_last", **_PRIVATE)
+    parts[2].input(picked, view, [view, parts[3]], trigger_mode="multiple", **_PRIVATE)
     text.change(sifted, [view, text], [view, *parts], trigger_mode="always_last", **_PRIVATE)
     sent.upload(received, [view, sent], [sent, view, *parts], **{**_PRIVATE, "show_progress": "minimal"})
     return demo.load(_asked, None, [view, text], **_PRIVATE)
