@@ -31,7 +31,9 @@ class RefusedError(StudioError):
 class Clerk:
     """May be asked from any thread; answers one question at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "clerk", patience: float = PATIENCE_SECONDS) -> None:
+        """`name` is its log's; one that takes longer than `patience` seconds over a question is ended."""
+        self.name, self.patience = name, patience
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._closed = False
@@ -52,14 +54,14 @@ class Clerk:
                 if line:
                     return _answer(line)
             raise StudioError(
-                "The process that checks settings has ended twice over this question.",
-                f"Its log is {_log()}; try again.",
+                "The process that was asked has ended twice over this question.",
+                f"Its log is {_log(self.name)}; try again.",
             )
 
     def _exchange(self, line: str) -> str:
         process = self._living()
         assert process.stdin is not None and process.stdout is not None
-        timer = threading.Timer(PATIENCE_SECONDS, process.kill)
+        timer = threading.Timer(self.patience, process.kill)
         timer.start()
         try:
             process.stdin.write(line + "\n")
@@ -74,7 +76,7 @@ class Clerk:
         if self._closed:
             raise StudioError("The server is ending.", "Start it again.")
         if self._process is None or self._process.poll() is not None:
-            self._process = _start()
+            self._process = _start(self.name)
         return self._process
 
     def close(self) -> None:
@@ -93,15 +95,15 @@ def _answer(line: str) -> Any:
     return whole["answer"]
 
 
-def _log() -> Path:
-    return state_dir() / "logs" / "clerk.log"
+def _log(name: str) -> Path:
+    return state_dir() / "logs" / f"{name}.log"
 
 
-def _start() -> subprocess.Popen[str]:
+def _start(name: str) -> subprocess.Popen[str]:
     code = str(Path(__file__).parents[1])
     search = os.pathsep.join(filter(None, (code, os.environ.get("PYTHONPATH"))))
-    _log().parent.mkdir(parents=True, exist_ok=True)
-    with _log().open("w", encoding="utf-8") as log:
+    _log(name).parent.mkdir(parents=True, exist_ok=True)
+    with _log(name).open("w", encoding="utf-8") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "studio.clerk_process"],
             stdin=subprocess.PIPE,

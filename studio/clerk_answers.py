@@ -11,7 +11,7 @@ import yaml
 
 from adapters.errors import UserInputError
 from adapters.registry import REGISTRY
-from studio import clerk_fusion, config, doctor, estimate, form, submitting
+from studio import clerk_fusion, clerk_library, config, doctor, estimate, form, submitting
 from studio.clerk import RefusedError
 from studio.config import Layer
 from studio.queue import Queue
@@ -150,4 +150,5 @@ QUESTIONS: dict[str, Callable[..., Any]] = {
     "machine": machine,
     "trigger_pieces": trigger_pieces,
     **clerk_fusion.QUESTIONS,
+    **clerk_library.QUESTIONS,
 }

@@ -11,19 +11,18 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from adapters.adapter_set import AdapterSet
 from adapters.atomic import atomic_path
 from adapters.errors import UserInputError
 from adapters.extras import Extras
 from adapters.files import AdapterCard
-from adapters.formats.export import Exported, Format, export, find_format
+from adapters.formats.export import Exported, export, find_format
 from adapters.formats.open import attach_any, attach_whole, open_adapter
 from studio.sampling import adapter_path, common_base, warn
 from trainers.sdxl import load_base
 from trainers.thumbnail import jpeg_of
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-_EXACT = 1e-6
+EXACT = 1e-6
 """Relative error below which nothing is said of it."""
 
 
@@ -41,8 +40,30 @@ class Request:
     """Without biases, norms and embedded words, which some programs refuse."""
 
 
+@dataclass(frozen=True)
+class Written:
+    """What became of an adapter in another program's format."""
+
+    done: Exported
+    card: AdapterCard
+    read_by: dict[str, str]
+    """Program → "yes", or what to know."""
+    warning: str | None
+    plain: Extras
+    """What was left out, as asked for."""
+
+
 def export_adapter(request: Request, console: Console) -> Iterator[str]:
     """Writes the file, and beside it what A1111 and InvokeAI show of it; yields what there is to say."""
+    written = write(request)
+    if written.warning:
+        warn(console, written.warning)
+    yield from _told(request, written)
+    yield from _sidecars(request.out, written.card)
+
+
+def write(request: Request) -> Written:
+    """Writes the file alone. Raises UserInputError for a format, a type or an ending that there is not."""
     form = find_format(request.form)
     if request.dtype not in DTYPES:
         raise UserInputError(f"{request.dtype} is no storage type.", f"Choose {', '.join(DTYPES)}.")
@@ -55,22 +76,19 @@ def export_adapter(request: Request, console: Console) -> Iterator[str]:
     else:
         adapters = attach_any(base.components, file, base.hash, rank=request.rank)
     adapters.detach()
-    if adapters.warning:
-        warn(console, adapters.warning)
     given = adapters.extras
     if request.plain:
         adapters.extras = Extras()
     parts: dict[str, nn.Module] = {**base.components, "vae": base.vae}
     done = export(request.out, adapters, parts, file.card, form, rank=request.rank, dtype=dtype)
-    yield from _told(request, form, adapters, done)
-    if request.plain and given:
-        yield f"  Left out, as asked for: {len(given.vectors)} biases and norms, {len(given.words)} embedded words"
-    yield from _sidecars(request.out, file.card)
+    left = given if request.plain else Extras()
+    return Written(done, file.card, form.read_by(adapters.extras), adapters.warning, left)
 
 
-def _told(request: Request, form: Format, adapters: AdapterSet, done: Exported) -> Iterator[str]:
+def _told(request: Request, written: Written) -> Iterator[str]:
+    done, answers = written.done, written.read_by
     yield f"{request.out}: {done.layers} layers, {request.form}, {request.dtype}"
-    if done.error > _EXACT:
+    if done.error > EXACT:
         yield f"  This method has no exact form there: up to {done.error:.1%} of a layer's change is left out."
         yield "  A larger --rank leaves out less."
     else:
@@ -78,9 +96,10 @@ def _told(request: Request, form: Format, adapters: AdapterSet, done: Exported) 
     if done.left_out:
         yield f"  Left out, as the format has no name for them: {', '.join(done.left_out)}"
     yield "  Loads in:"
-    answers = form.read_by(adapters.extras)
     width = max(map(len, answers))
     yield from (f"    {program:{width}}  {answer}" for program, answer in answers.items())
+    if left := written.plain:
+        yield f"  Left out, as asked for: {len(left.vectors)} biases and norms, {len(left.words)} embedded words"
 
 
 def _sidecars(out: Path, card: AdapterCard) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """A run's folder: config.yaml, events.jsonl, the lock, and whether it may be written to.
 
-OUT/config.yaml · events.jsonl · adapter.safetensors · checkpoints/ · samples/
+OUT/config.yaml · events.jsonl · adapter.safetensors · checkpoints/ · adapters/ · samples/
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ _LEFTOVERS = (
     ".config.yaml.*.part",
     ".*.report.*.part",
     "checkpoints/.step-*.part",
+    "adapters/.step-*.part",
     "samples/.step-*.part",
     "pictures/.*.part",
 )

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adapters.errors import UserInputError
+from adapters.errors import MissingError, UserInputError
 from studio import config, runs
 from studio.queue import Submission
 from studio.store import Job, TrainRequest
 from studio.training import Request, configure
+from trainers.checkpoint import newest, step_of
 from trainers.config import TrainConfig
 
 
@@ -56,3 +57,18 @@ def again(job: Job, *, preset: str | None = None, assignments: list[str] | None 
         layers += config.preset_layers(preset, config.family_of(str(values["base"])))
     layers.append(config.set_layer(assignments or []))
     return checked(config.compose(layers), batch=job.batch)
+
+
+def further(job: Job, steps: int) -> Submission:
+    """So many steps more of a training, in its own folder, from its newest checkpoint."""
+    saved = newest(job.run) if job.config else None
+    if saved is None:
+        raise MissingError(f"Nothing is left of job {job.id} to go on from.", "Begin a new run with its settings.")
+    layers = [config.Layer(f"job {job.id}", dict(job.config)), config.set_layer([f"steps={step_of(saved) + steps}"])]
+    whole = config.compose(layers)
+    if "steps" in whole.decisive():
+        raise UserInputError(
+            f"Its settings were laid out for {job.config['steps']} steps.", "Begin a new run with more of them."
+        )
+    key = f"{job.id}:further:{whole.steps}"
+    return checked(whole, job.run, resume=True, batch=job.batch, key=key).model_copy(update={"title": job.title})

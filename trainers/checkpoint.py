@@ -60,6 +60,11 @@ def save_checkpoint(out: Path, step: int, engine: Engine, identity: RunIdentity,
     return path
 
 
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's name tells."""
+    return int(path.stem.removeprefix("step-"))
+
+
 def newest(out: Path) -> Path | None:
     """The newest checkpoint file of a run, if there is one."""
     return next(reversed(_all(out)), None)

@@ -33,7 +33,7 @@ from trainers.evaluate import base_validation_loss, validation_loss
 from trainers.events import Command, Event, Finished, Note, Progress, Saved, Started, Stepped, Validated
 from trainers.objective import training_scheduler
 from trainers.optim import rate_warning
-from trainers.result import save_result
+from trainers.result import adapter_path, save_result
 from trainers.rules import RULES
 from trainers.sdxl import Base
 from trainers.stage import Stage, stage_key
@@ -220,10 +220,10 @@ class _Run:
         for done, total in calibrate(self.adapter, backward, self.world.add_up):
             yield Progress(stage="gradients", done=done, total=total)
 
-    def save_result(self) -> Path:
+    def save_result(self, path: Path | None = None) -> Path:
         with self.engine.as_saved():
             pictures = own_pictures(self.identity.pictures)
-            return save_result(self.out, self.step, self.base, self.adapter, self.config, pictures)
+            return save_result(self.out, self.step, self.base, self.adapter, self.config, pictures, path)
 
     def steps(self) -> Generator[Event, None, Reason]:
         yield from self._validate()
@@ -309,7 +309,12 @@ class _Run:
             return
         if not all(bool(torch.isfinite(value).all()) for value in self.engine.parameters):
             raise self._diverged()
+        self.save_result(adapter_path(self.out, self.step))  # first: averages are taken out and put back
         path = checkpoint.save_checkpoint(self.out, self.step, self.engine, self.identity, self.config.keep_checkpoints)
+        kept = {one.name for one in path.parent.iterdir()}
+        for old in adapter_path(self.out, 0).parent.glob("step-*.safetensors"):
+            if old.name not in kept:
+                old.unlink(missing_ok=True)
         yield Saved(step=self.step, path=path)
 
     def _validate(self) -> Iterator[Event]:

@@ -18,6 +18,11 @@ from trainers.thumbnail import thumbnail_of
 ADAPTER_NAME = "adapter.safetensors"
 
 
+def adapter_path(out: Path, step: int) -> Path:
+    """Where the adapter of a checkpoint lies: as it would have been saved, had the run ended there."""
+    return out / "adapters" / f"step-{step:06d}.safetensors"
+
+
 def product_version() -> str:
     """The installed version, or "0" in a checkout that is not installed."""
     try:
@@ -38,8 +43,9 @@ def save_result(
     adapter: AdapterSet,
     config: TrainConfig,
     pictures: Sequence[str],
+    path: Path | None = None,
 ) -> Path:
-    """Write `out`/adapter.safetensors from the adapter as it stands; `pictures` are the sha256 of what it saw."""
+    """Write `path` (`out`/adapter.safetensors) from the adapter as it stands; `pictures`: the sha256 of what it saw."""
     sites = [one.site for one in adapter.adapters.values()]
     card = AdapterCard(
         base=base.name,
@@ -57,6 +63,6 @@ def save_result(
         studio_version=product_version(),
         thumbnail=thumbnail_of(out),
     )
-    path = out / ADAPTER_NAME
+    path = path or out / ADAPTER_NAME
     save_adapter(path, adapter, card)
     return path

@@ -22,15 +22,16 @@ from fastapi import FastAPI
 
 from adapters.errors import MissingError, UserInputError
 from studio.queue import Queue
-from ui import media
+from ui import media, media_library
 from ui.app import build
 from ui.gate import Gate, is_loopback
 from ui.studio import Studio
 from ui.theme import css, theme
 from ui.uploads import only_what_was_sent, uploads_dir
 
-MAX_UPLOAD = "400mb"
-"""A whole drop beyond this is refused by Gradio itself; every picture is judged on its own (ui/uploads.py)."""
+MAX_UPLOAD = "2gb"
+"""A file beyond this is refused by Gradio itself: adapters of SDXL may have one. Every picture is judged on its own
+(ui/uploads.py)."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def create_app(studio: Studio, settings: Settings) -> FastAPI:
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=life)
     media.add_to(app, studio)
+    media_library.add_to(app, studio)
     demo = build(studio)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "SSR mode is not supported")  # said even where it was not asked for

@@ -13,6 +13,7 @@ from studio.library import Library
 from studio.queue import Queue
 from studio.store.states import WAITING
 from ui.drafts import Drafts
+from ui.exports import Exports
 
 BASES = {
     "embedded": "Built-in: small and quick, 128 px",
@@ -30,6 +31,7 @@ class Studio:
         self.queue = queue
         self.clerk = Clerk()
         self.library = Library(self.home, queue.store)
+        self.exports = Exports(self.library)
         self.drafts = Drafts(self.home / "drafts")
         self._closing = threading.Event()
         self.trouble = ""
@@ -39,13 +41,19 @@ class Studio:
     def home(self) -> Path:
         return self.queue.home
 
+    def revision(self) -> int:
+        """Grows whenever a job or an export moves: while it is the same, pages show what is."""
+        return self.queue.revision() + self.exports.revision
+
     def open(self) -> None:
+        self.exports.clean()
         self.clerk.wake()
         threading.Thread(target=self._look_after_jobs, name="studio-janitor", daemon=True).start()
 
     def close(self) -> None:
         self._closing.set()
         self.clerk.close()
+        self.exports.close()
 
     def _look_after_jobs(self) -> None:
         """The dead are found and somebody is there to work, as long as the server runs."""

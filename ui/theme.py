@@ -71,4 +71,7 @@ def theme() -> gr.themes.Base:
 
 
 def css() -> str:
-    return resources.files("ui").joinpath("assets", "studio.css").read_text(encoding="utf-8")
+    """What all pages share, then what single screens add."""
+    files = {file.name: file.read_text(encoding="utf-8") for file in resources.files("ui").joinpath("assets").iterdir()}
+    shared = files.pop("studio.css")
+    return "\n".join([shared, *(files[name] for name in sorted(files) if name.endswith(".css"))])

@@ -52,10 +52,10 @@ class Live:
         gr.Timer(_SECONDS).tick(self._tick, [seen, *inputs], [seen, *outputs], **options)
 
     def _draw(self, seen: Seen, *given: Any) -> list[Any]:
-        return self._changes(Seen(self.studio.queue.revision()), list(given))
+        return self._changes(Seen(self.studio.revision()), list(given))
 
     def _tick(self, seen: Seen, *given: Any) -> Any:
-        revision = self.studio.queue.revision()
+        revision = self.studio.revision()
         if revision == seen.revision:
             return gr.skip()
         return self._changes(Seen(revision, seen.digests), list(given))

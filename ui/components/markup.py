@@ -19,18 +19,29 @@ element.addEventListener('click', event => {
 element.addEventListener('change', event => {
   const target = event.target.closest('[data-field]');
   if (!target || !element.contains(target)) return;
+  delete typed[target.dataset.key];
   told('input', target, {value: target.type === 'checkbox' ? String(target.checked) : target.value});
+});
+const typed = {};
+element.addEventListener('input', event => {
+  const {field, key} = event.target.dataset;
+  if (field && key) typed[key] = event.target.value;
 });
 let last = null;
 element.addEventListener('focusin', event => { last = event.target.dataset.key ?? null; });
 element.addEventListener('focusout', event => { if (event.relatedTarget) last = null; });
 watch('value', () => {
+  for (const box of element.querySelectorAll('[type=checkbox]')) box.checked = box.defaultChecked;
+  for (const [key, text] of Object.entries(typed)) {
+    const field = element.querySelector(`[data-key="${CSS.escape(key)}"]`);
+    if (field) field.value = text;
+  }
   if (last && document.activeElement === document.body)
     element.querySelector(`[data-key="${CSS.escape(last)}"]`)?.focus();
 });
 """
 """A click on what has data-action, and a change of what has data-field, reach Python with its data-… attributes.
-Whoever had the focus when the markup was replaced gets it back, by data-key."""
+Whoever had the focus when the markup was replaced gets it back, by data-key, and what was being typed stays."""
 
 
 def live_html(value: str = "", *, elem_id: str, script: str = "", label: str | None = None) -> gr.HTML:

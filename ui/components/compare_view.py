@@ -1,0 +1,121 @@
+"""A comparison as a table of pictures, and two of them under a slider."""
+
+from __future__ import annotations
+
+from studio.store import Job, SampleRequest
+from studio.store.states import ACTIVE, GIVEN_UP, WAITING
+from ui.comparison import Grid, grid, label
+from ui.components import words
+from ui.components.markup import button, esc, message
+from ui.media import drawn_pictures
+from ui.studio import Studio
+
+SCRIPT = """
+let ticked = [];
+element.addEventListener('change', event => {
+  const {key, field} = event.target.dataset;
+  if (field !== 'cell') return;
+  ticked = [...ticked.filter(one => one !== key), ...(event.target.checked ? [key] : [])].slice(-2);
+  tick();
+  event.target.dataset.picked = ticked.map(one => one.split('-').pop()).join(',');
+}, true);
+const tick = () => {
+  for (const box of element.querySelectorAll('[data-field=cell]')) box.checked = ticked.includes(box.dataset.key);
+};
+watch('value', tick);
+"""
+"""At most two cells are ticked, and stay so while pictures come; the browser knows which."""
+SLIDE = """
+element.addEventListener('input', event => {
+  event.target.closest('.s-slider')?.style.setProperty('--s-at', event.target.value + '%');
+});
+"""
+CHOOSE = (
+    '<section class="s-empty"><h1>Compare</h1><p>See adapters, or the checkpoints of a run, side by side: the same '
+    "prompts from the same seed.</p><p>Pick several in the library, or open a run.</p>"
+    '<p><a class="s-button s-primary" href="/library">Library</a></p></section>'
+)
+
+
+def runs(jobs: list[Job]) -> str:
+    """Runs whose checkpoints can be compared."""
+    rows = "".join(
+        f'<li><a href="/compare?job={job.id}"><b>{esc(job.title)}</b></a>'
+        f'<span class="s-quiet">{esc(words.state(job))}, {words.ago(job.finished)}</span></li>'
+        for job in jobs
+    )
+    return f'<h2>Checkpoints of a run</h2><ul class="s-list">{rows}</ul>' if rows else ""
+
+
+def progress(job: Job) -> str:
+    """How far the pictures are; what went wrong, if so."""
+    if job.state in GIVEN_UP:
+        why = job.failure
+        return message(
+            f"{why.what}\n{why.fix}" if why is not None else "It was stopped. Draw it again, and it goes on."
+        )
+    if job.state not in (*ACTIVE, *WAITING):
+        return ""
+    share = words.share(job)
+    bar = f'<progress max="1" value="{share or 0:.4f}" aria-label="progress"></progress>'
+    told = f'<span role="status">{esc(words.stage(job))}</span>'
+    return f'<div class="s-drawing">{told}{bar}{button("Stop", "cancel")}</div>'
+
+
+def table(studio: Studio, job: Job) -> str:
+    """A row an adapter, a column a prompt or a strength; pictures as they come."""
+    assert isinstance(job.request, SampleRequest)
+    shown, there = grid(job.request), set(drawn_pictures(job))
+    if shown is None:
+        return message("The pictures of that job are no comparison.", "note")
+    heads = "".join(f'<th scope="col">{esc(text)}</th>' for text in shown.columns)
+    rows = "".join(_row(studio, job, shown, row, there) for row in range(len(shown.rows)))
+    return (
+        '<section aria-labelledby="grid-title"><h2 id="grid-title">Side by side</h2>'
+        f'<p class="s-quiet">Seed {job.request.drawings[0].seed}. A picture opens large; tick two for a slider.</p>'
+        f'<div class="s-scroll" tabindex="0" role="region" aria-label="Pictures"><table class="s-compare">'
+        f"<thead><tr><td></td>{heads}</tr></thead><tbody>{rows}</tbody></table></div></section>"
+    )
+
+
+def _row(studio: Studio, job: Job, shown: Grid, row: int, there: set[int]) -> str:
+    name = label(studio, shown.rows[row])
+    use = button("Use this one", "use", row=str(row), key=f"use-{row}", label=f"Use {name}")
+    cells = "".join(
+        _cell(job, shown.number(row, column), f"{name}: {text}", there) for column, text in enumerate(shown.columns)
+    )
+    return f'<tr><th scope="row"><span>{esc(name)}</span>{use}</th>{cells}</tr>'
+
+
+def _cell(job: Job, number: int, text: str, there: set[int]) -> str:
+    if number not in there:
+        return '<td><span class="s-nothing">…</span></td>'
+    url = f"/media/job/{job.id}/picture/{number}"
+    return (
+        f'<td><a class="s-cell" href="{url}" target="_blank">'
+        f'<img src="{url}/small" alt="{esc(text)}" loading="lazy"></a>'
+        f'<input type="checkbox" class="s-pick" data-field="cell" data-key="{job.id}-{number}"'
+        f' aria-label="For the slider: {esc(text)}"></td>'
+    )
+
+
+def slider(studio: Studio, job: Job, picked: tuple[int, ...]) -> str:
+    """Two pictures, one over the other, and how much of which is seen."""
+    shown = grid(job.request) if isinstance(job.request, SampleRequest) else None
+    there = set(drawn_pictures(job))
+    if shown is None or len(picked) != 2 or not there.issuperset(picked):
+        return ""
+    first, second = sorted(picked)
+    left, right = (_name(studio, shown, number) for number in (first, second))
+    url = f"/media/job/{job.id}/picture"
+    return (
+        '<section class="s-card s-slider" aria-label="Slider for two"><div class="s-over">'
+        f'<img src="{url}/{second}" alt="{esc(right)}"><img src="{url}/{first}" alt="{esc(left)}"></div>'
+        '<input type="range" min="0" max="100" value="50" aria-label="How much of the left picture">'
+        f"<p><span>{esc(left)}</span><span>{esc(right)}</span></p></section>"
+    )
+
+
+def _name(studio: Studio, shown: Grid, number: int) -> str:
+    row, column = divmod(number, len(shown.columns))
+    return f"{label(studio, shown.rows[row])}: {shown.columns[column]}"
