@@ -24,7 +24,7 @@ from rich.console import Console
 from benchmarks.random_sdxl import random_pipeline
 from benchmarks.speed.run import versions
 from benchmarks.speed.whole_run import make_pictures
-from studio import job_run
+from studio import train_run
 from studio.config import compose, flags_layer, set_layer
 from studio.queue import Queue
 from studio.stopping import Stop
@@ -111,7 +111,7 @@ def _measure(queue: Queue, worker: Worker, config: TrainConfig) -> dict[str, Any
                 marks[name] = time.perf_counter()
             yield event
 
-    with _watching(lambda: "first step" not in marks) as within, patch.object(job_run, "train", watched):
+    with _watching(lambda: "first step" not in marks) as within, patch.object(train_run, "train", watched):
         begun = time.perf_counter()
         worker.serve()
         whole = time.perf_counter() - begun

@@ -67,7 +67,9 @@ def worker(home: Path) -> Worker:
 def done(one: Worker, config: TrainConfig) -> list[float]:
     """The losses of a job that this worker does now."""
     id = submit(one.queue, config)
-    assert one.serve() and one.queue.get_job(id).state == "done"
+    assert one.serve()
+    job = one.queue.get_job(id)
+    assert job.state == "done", job.failure
     return [event.loss for event in one.queue.follow(id).events if isinstance(event, Stepped)]
 
 
