@@ -55,12 +55,15 @@ def worker(queue: Queue) -> Worker:
 def test_jobs_leave_the_card_and_the_base_as_they_were(queue: Queue, config: TrainConfig):
     """Three methods one after the other on one base."""
     changes = [{}, {"adapter": {"method": "dora", "rank": 4}}, {"gradient_checkpointing": True}]
+    one = worker(queue)
+    submit(queue, config)
+    assert one.serve()  # libraries take their workspaces
+    one.keeper.drop()
     ids = [submit(queue, quick_config(config.data.folder, base=config.base, steps=12, **change)) for change in changes]
     fresh = {name: value.clone() for name, value in load_for(config, CARD).unet.state_dict().items()}
     gc.collect()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(CARD)
-    one = worker(queue)
     assert one.serve()
     assert [queue.get_job(id).state for id in ids] == ["done"] * 3
     kept = one.keeper(config, CARD).unet.state_dict()

@@ -65,9 +65,11 @@ def worker(home: Path) -> Worker:
 
 
 def done(one: Worker, config: TrainConfig) -> list[float]:
-    """The losses of a job that this worker does now."""
+    """The losses of a job that this worker does now; each takes the first slot, whoever had it before."""
     id = submit(one.queue, config)
-    assert one.serve()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPECTRAL_STUDIO_STATE", str(one.queue.home / f"state-{id}"))
+        assert one.serve()
     job = one.queue.get_job(id)
     assert job.state == "done", job.failure
     return [event.loss for event in one.queue.follow(id).events if isinstance(event, Stepped)]
