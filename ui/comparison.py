@@ -221,15 +221,21 @@ def prompts(offered: Source, asked: SampleRequest | None) -> str:
     return "\n".join(templates if again == drawn else literal)
 
 
-def label(studio: Studio, adapter: str) -> str:
-    """What a row is called: the library's name, or the step that a checkpoint's file tells."""
+def labels(studio: Studio, shown: Grid) -> list[str]:
+    """What the rows are called: the library's names; beside checkpoints of a run, the steps."""
+    checkpoints = any(not row.startswith(LIBRARY_PREFIX) for row in shown.rows)
+    return [_label(studio, row, checkpoints) for row in shown.rows]
+
+
+def _label(studio: Studio, adapter: str, beside_checkpoints: bool) -> str:
     if not adapter.startswith(LIBRARY_PREFIX):
         stem = Path(adapter).stem
         return f"step {step_of(Path(adapter))}" if stem.startswith("step-") else "the last step"
     try:
-        return studio.library.get_adapter(adapter).name
+        entry = studio.library.get_adapter(adapter)
     except StudioError:
         return "not in the library any more"
+    return "the last step" if beside_checkpoints and entry.job is not None else entry.name
 
 
 def keep(studio: Studio, drawn: Job, row: int) -> str:
@@ -241,5 +247,5 @@ def keep(studio: Studio, drawn: Job, row: int) -> str:
     if adapter.startswith(LIBRARY_PREFIX):
         return studio.library.get_adapter(adapter).id
     trained = next((job for job in studio.queue.list_jobs(kind="train") if Path(adapter).is_relative_to(job.run)), None)
-    name = f"{trained.title}, {label(studio, adapter)}" if trained is not None else None
+    name = f"{trained.title}, {labels(studio, shown)[row]}" if trained is not None else None
     return studio.clerk.ask("take", home=str(studio.home), path=adapter, name=name)

@@ -313,3 +313,16 @@ def test_a_configuration_survives_its_json(pictures: Path):
     config = quick_config(pictures)
     again = TrainConfig.model_validate_json(config.model_dump_json())
     assert again == config and again.fingerprint() == config.fingerprint()
+
+
+def test_the_adapter_of_a_checkpoint_is_what_the_run_would_have_saved(
+    pictures: Path, tmp_path: Path, cache: Path
+) -> None:
+    changes = {"save_every": 1, "keep_checkpoints": 2, "ema_decay": 0.5}
+    run(quick_config(pictures, steps=3, **changes), tmp_path, cache)
+    kept = sorted(path.name for path in (tmp_path / "adapters").iterdir())
+    assert kept == ["step-000002.safetensors", "step-000003.safetensors"]
+    last, final = (
+        adapter_tensors(tmp_path / name) for name in ("adapters/step-000003.safetensors", "adapter.safetensors")
+    )
+    assert last.keys() == final.keys() and all(torch.equal(last[name], final[name]) for name in final)

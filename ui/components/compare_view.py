@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from studio.store import Job, SampleRequest
 from studio.store.states import ACTIVE, GIVEN_UP, WAITING
-from ui.comparison import Grid, grid, label
+from ui.comparison import Grid, grid, labels
 from ui.components import words
 from ui.components.markup import button, esc, message
 from ui.media import drawn_pictures
@@ -27,7 +27,7 @@ watch('value', tick);
 """At most two cells are ticked, and stay so while pictures come; the browser knows which."""
 SLIDE = """
 element.addEventListener('input', event => {
-  event.target.closest('.s-slider')?.style.setProperty('--s-at', event.target.value + '%');
+  event.target.closest('.s-wipe')?.style.setProperty('--s-at', event.target.value + '%');
 });
 """
 CHOOSE = (
@@ -59,7 +59,7 @@ def progress(job: Job) -> str:
     share = words.share(job)
     bar = f'<progress max="1" value="{share or 0:.4f}" aria-label="progress"></progress>'
     told = f'<span role="status">{esc(words.stage(job))}</span>'
-    return f'<div class="s-drawing">{told}{bar}{button("Stop", "cancel")}</div>'
+    return f'<div class="s-matrix-state">{told}{bar}{button("Stop", "cancel")}</div>'
 
 
 def table(studio: Studio, job: Job) -> str:
@@ -69,17 +69,16 @@ def table(studio: Studio, job: Job) -> str:
     if shown is None:
         return message("The pictures of that job are no comparison.", "note")
     heads = "".join(f'<th scope="col">{esc(text)}</th>' for text in shown.columns)
-    rows = "".join(_row(studio, job, shown, row, there) for row in range(len(shown.rows)))
+    rows = "".join(_row(job, shown, row, name, there) for row, name in enumerate(labels(studio, shown)))
     return (
         '<section aria-labelledby="grid-title"><h2 id="grid-title">Side by side</h2>'
         f'<p class="s-quiet">Seed {job.request.drawings[0].seed}. A picture opens large; tick two for a slider.</p>'
-        f'<div class="s-scroll" tabindex="0" role="region" aria-label="Pictures"><table class="s-compare">'
+        f'<div class="s-scroll" tabindex="0" role="region" aria-label="Pictures"><table class="s-matrix">'
         f"<thead><tr><td></td>{heads}</tr></thead><tbody>{rows}</tbody></table></div></section>"
     )
 
 
-def _row(studio: Studio, job: Job, shown: Grid, row: int, there: set[int]) -> str:
-    name = label(studio, shown.rows[row])
+def _row(job: Job, shown: Grid, row: int, name: str, there: set[int]) -> str:
     use = button("Use this one", "use", row=str(row), key=f"use-{row}", label=f"Use {name}")
     cells = "".join(
         _cell(job, shown.number(row, column), f"{name}: {text}", there) for column, text in enumerate(shown.columns)
@@ -109,7 +108,7 @@ def slider(studio: Studio, job: Job, picked: tuple[int, ...]) -> str:
     left, right = (_name(studio, shown, number) for number in (first, second))
     url = f"/media/job/{job.id}/picture"
     return (
-        '<section class="s-card s-slider" aria-label="Slider for two"><div class="s-over">'
+        '<section class="s-card s-wipe" aria-label="Slider for two"><div class="s-over">'
         f'<img src="{url}/{second}" alt="{esc(right)}"><img src="{url}/{first}" alt="{esc(left)}"></div>'
         '<input type="range" min="0" max="100" value="50" aria-label="How much of the left picture">'
         f"<p><span>{esc(left)}</span><span>{esc(right)}</span></p></section>"
@@ -118,4 +117,4 @@ def slider(studio: Studio, job: Job, picked: tuple[int, ...]) -> str:
 
 def _name(studio: Studio, shown: Grid, number: int) -> str:
     row, column = divmod(number, len(shown.columns))
-    return f"{label(studio, shown.rows[row])}: {shown.columns[column]}"
+    return f"{labels(studio, shown)[row]}: {shown.columns[column]}"

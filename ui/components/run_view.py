@@ -43,6 +43,7 @@ def actions(job: Job, asked: Sequence[Ask] = ()) -> str:
         found.append(
             f'<a class="s-button s-primary" id="download" href="/media/job/{job.id}/adapter" download>Download</a>'
         )
+        found.append(f'<a class="s-button" href="/compare?job={job.id}">Compare checkpoints</a>')
     if job.state in (*ACTIVE, *WAITING):
         found.append(button("Pause", "pause"))
     if job.state == "running":
