@@ -14,7 +14,7 @@ class Mean(Way, name="mean"):
     title: ClassVar[str] = "Mean"
     paper: ClassVar[str] = "arXiv 2405.13952"
     meaning: ClassVar[str] = (
-        "Weakens each subject to its share: other pictures move least, and so do the subjects (46 of 100 kept)."
+        "Weakens each subject to its share: other pictures move least, and so do the subjects (50 of 100 kept)."
     )
 
     def fuse(self, layer: FusionLayer) -> LayerDelta:

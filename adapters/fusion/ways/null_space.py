@@ -20,7 +20,7 @@ class NullSpace(Way, name="null-space"):
     title: ClassVar[str] = "Null space"
     paper: ClassVar[str] = "arXiv 2511.11051"
     meaning: ClassVar[str] = (
-        "Takes from each subject what those before it already use, so the order counts; 54 to 61 of 100 kept."
+        "Takes from each subject what those before it already use, so the order counts; 57 to 63 of 100 kept."
     )
     knobs: ClassVar[tuple[str, ...]] = ("energy", "softness")
 

@@ -26,7 +26,7 @@ class SpectralColumns(Way, name="spectral"):
     title: ClassVar[str] = "Spectral columns"
     paper: ClassVar[str] = "arXiv 2405.13952"
     meaning: ClassVar[str] = (
-        "Adds subjects that were taught on columns of their own, exactly; 53 to 86 of 100 kept, where the 86 "
+        "Adds subjects that were taught on columns of their own, exactly; 59 to 86 of 100 kept, where the 86 "
         "(Spectral-R) had learnt a weak look."
     )
     knobs: ClassVar[tuple[str, ...]] = ("ridge", "background")

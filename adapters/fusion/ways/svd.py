@@ -13,7 +13,7 @@ class TruncatedSum(Way, name="svd"):
 
     title: ClassVar[str] = "Truncated sum"
     paper: ClassVar[str] = "Eckart and Young, 1936"
-    meaning: ClassVar[str] = "The plain sum, cut down to a small file; 63 of 100 kept of two subjects, 5 of three."
+    meaning: ClassVar[str] = "The plain sum, cut down to a small file; 60 of 100 kept of two subjects, 26 of three."
     knobs: ClassVar[tuple[str, ...]] = ("rank",)
 
     def fuse(self, layer: FusionLayer) -> LayerDelta:

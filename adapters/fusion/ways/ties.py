@@ -21,7 +21,7 @@ class Ties(Way, name="ties"):
     title: ClassVar[str] = "TIES"
     paper: ClassVar[str] = "arXiv 2306.01708"
     meaning: ClassVar[str] = (
-        "Drops small changes and lets the stronger sign win; 64 of 100 kept of two subjects, 19 of three."
+        "Drops small changes and lets the stronger sign win; 63 of 100 kept of two subjects, 30 of three."
     )
     knobs: ClassVar[tuple[str, ...]] = ("density", "scaling", "rank", "samples")
     samples_inputs: ClassVar[bool] = True

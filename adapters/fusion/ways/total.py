@@ -12,7 +12,7 @@ class Total(Way, name="sum"):
     title: ClassVar[str] = "Sum"
     paper: ClassVar[str] = "arXiv 2106.09685"
     meaning: ClassVar[str] = (
-        "Adds everything, as drawing with the files side by side does: two subjects keep 57 of 100, three keep 8."
+        "Adds everything, as drawing with the files side by side does: two subjects keep 57 of 100, three keep 22."
     )
 
     def fuse(self, layer: FusionLayer) -> LayerDelta:
