@@ -1,0 +1,55 @@
+"""Compare in a real browser."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.files import AdapterCard, save_adapter
+from studio.library import Library
+from tests.support import random_lora
+from tests.ui.conftest import Server
+from trainers.sdxl import load_base
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no page was opened")
+expect = sync_api.expect
+DRAWING = 120_000
+"""Milliseconds that two small pictures may take on a busy machine."""
+
+
+@pytest.fixture
+def adapters(server: Server, tmp_path: Path) -> str:
+    """Two of the library, as an address names them."""
+    base, ids = load_base("embedded"), []
+    for seed, trigger in enumerate(("sks", "zwx")):
+        adapter = random_lora(base, seed=100 + seed)
+        card = AdapterCard(trigger=trigger, class_word="dog", base=base.name, base_hash=base.hash)
+        save_adapter(tmp_path / f"{trigger}.safetensors", adapter, card)
+        adapter.detach()
+        ids.append(Library(server.home).add(tmp_path / f"{trigger}.safetensors", name=f"Dog {trigger}"))
+    return ",".join(ids)
+
+
+def test_two_adapters_are_drawn_side_by_side_and_slid_over_each_other(page: Any, adapters: str) -> None:
+    page.goto(f"/compare?adapters={adapters}")
+    strengths = page.get_by_label("Strengths")
+    page.get_by_label("Steps").fill("1")
+    strengths.fill("much")
+    page.get_by_role("button", name="Draw").press("Enter")
+    expect(page.locator("#compare-strengths-problem")).to_contain_text("Numbers from -10 to 10")
+    expect(strengths).to_have_value("much")
+    strengths.fill("1")
+    page.get_by_role("button", name="Draw").press("Enter")
+    pictures = page.locator(".s-matrix img")
+    expect(pictures).to_have_count(2, timeout=DRAWING)
+    for box in page.get_by_label(re.compile("For the slider")).all():
+        box.press(" ")
+    slider = page.get_by_label("How much of the left picture")
+    slider.press("Home")
+    expect(page.locator(".s-wipe")).to_have_attribute("style", "--s-at: 0%;")
+    page.reload()
+    expect(pictures).to_have_count(2)
+    expect(page.get_by_role("button", name="Use Dog zwx")).to_be_visible()
