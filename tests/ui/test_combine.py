@@ -37,7 +37,7 @@ def subjects(server: Server, tmp_path_factory: pytest.TempPathFactory) -> list[s
 
 
 def _card(page: Any, subject: tuple[str, str]) -> Any:
-    return page.get_by_role("checkbox", name=re.compile(f"{subject[0]} {subject[1]}"))
+    return page.get_by_role("checkbox", name=re.compile(f"^{subject[0]} {subject[1]}"))
 
 
 def test_two_subjects_become_one_file_with_a_verdict(page: Any, server: Server, subjects: list[str]) -> None:
@@ -56,7 +56,7 @@ def test_two_subjects_become_one_file_with_a_verdict(page: Any, server: Server, 
     expect(page.locator("#verdict")).to_be_visible(timeout=LONG)
     page.reload()
     expect(page.locator("#verdict")).to_contain_text("On its own prompts")
-    expect(_card(page, SUBJECTS[0]).last).to_be_checked()
+    expect(page.locator(f'#combine-subjects input[data-adapter="{subjects[0]}"]')).to_be_checked()
     expect(page.locator(".s-hot").first).to_be_visible()
     made = [entry for entry in Library(server.home).list_adapters("combsks") if entry.parents]
     assert [entry.parents for entry in made] == [subjects[:2]]
