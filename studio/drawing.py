@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from PIL import Image
 
@@ -14,6 +15,7 @@ from adapters.digest import file_sha256
 from adapters.errors import UserInputError
 from adapters.extras import summed
 from adapters.formats.open import AnyFile, attach_any
+from studio import __version__
 from studio.auto_regions import FoundRegions
 from studio.recipe import AdapterUse, Recipe, save_png
 from studio.regions import drawing_regions, places
@@ -56,6 +58,47 @@ class Drawn:
         self.found.save(path, self.number, self.image.size)
         for subject in self.found.unplaced(self.number):
             warn(tell, f"No place was found for {subject}: the base may draw too few things. Another seed may.")
+
+
+class Settings(Protocol):
+    """How pictures are drawn, but for prompt, seed and adapters; `size` None is the base's own."""
+
+    @property
+    def negative(self) -> str: ...
+    @property
+    def size(self) -> tuple[int, int] | None: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def guidance(self) -> float: ...
+    @property
+    def scheduler(self) -> str: ...
+    @property
+    def regions(self) -> Sequence[str]: ...
+
+
+def recipes(
+    settings: Settings, base: Base, loaded: Sequence[Loaded], pictures: Iterable[tuple[str, int]]
+) -> list[Recipe]:
+    """One recipe for each prompt and seed of `pictures`."""
+    uses = tuple(one.use() for one in loaded)
+    return [
+        Recipe(
+            prompt=prompt,
+            negative=settings.negative,
+            seed=seed,
+            size=settings.size or (base.native_resolution, base.native_resolution),
+            steps=settings.steps,
+            guidance=settings.guidance,
+            scheduler=settings.scheduler,
+            adapters=uses,
+            base=base.name,
+            base_hash=base.hash,
+            version=__version__,
+            regions=tuple(settings.regions),
+        )
+        for prompt, seed in pictures
+    ]
 
 
 def warn(tell: Tell, text: str) -> None:

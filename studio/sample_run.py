@@ -8,10 +8,8 @@ from pathlib import Path
 
 from adapters.errors import UnknownNameError
 from adapters.formats.open import open_adapter
-from studio import __version__
-from studio.drawing import Loaded, drawn
+from studio.drawing import Loaded, drawn, recipes
 from studio.paths import picture_name
-from studio.recipe import Recipe
 from studio.short_run import ShortRun
 from studio.store import SampleRequest, Use
 from trainers.events import Progress
@@ -38,7 +36,8 @@ class SampleRun(ShortRun):
         loaded = [
             Loaded(path, open_adapter(path), use.strength, use.part) for path, use in zip(paths, uses, strict=True)
         ]
-        wanted = recipes(request, base, loaded, numbers)
+        asked = [request.drawings[number] for number in numbers]
+        wanted = recipes(request, base, loaded, [(one.prompt, one.seed) for one in asked])
         with closing(drawn(base, loaded, wanted, self.tell)) as pictures:
             for number, picture in zip(numbers, pictures, strict=True):
                 picture.save(self._path(number), self.tell)
@@ -50,25 +49,3 @@ class SampleRun(ShortRun):
 
     def _path(self, number: int) -> Path:
         return self.folder.path / picture_name(number)
-
-
-def recipes(request: SampleRequest, base: Base, loaded: Sequence[Loaded], numbers: Sequence[int]) -> list[Recipe]:
-    """Those of the drawings with these numbers."""
-    uses = tuple(one.use() for one in loaded)
-    return [
-        Recipe(
-            prompt=request.drawings[number].prompt,
-            negative=request.negative,
-            seed=request.drawings[number].seed,
-            size=request.size or (base.native_resolution, base.native_resolution),
-            steps=request.steps,
-            guidance=request.guidance,
-            scheduler=request.scheduler,
-            adapters=uses,
-            base=base.name,
-            base_hash=base.hash,
-            version=__version__,
-            regions=request.regions,
-        )
-        for number in numbers
-    ]

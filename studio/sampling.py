@@ -16,10 +16,9 @@ from rich.progress import track
 
 from adapters.errors import MissingError, UnknownNameError, UserInputError
 from adapters.formats.open import AnyFile, open_adapter
-from studio import __version__
-from studio.drawing import Loaded, Tell, common_schedule, drawn
+from studio.drawing import Loaded, Tell, common_schedule, drawn, recipes
 from studio.paths import LIBRARY_PREFIX, next_free, slug
-from studio.recipe import AdapterUse, Recipe, save_png
+from studio.recipe import save_png
 from trainers.bases import pick_device, pick_dtype
 from trainers.events import Event, Note, Progress
 from trainers.places import is_auto, parse_regions
@@ -141,31 +140,9 @@ def common_base(files: Sequence[AnyFile]) -> str:
     return bases[0] if bases else "embedded"
 
 
-def recipes(request: Request, base: Base, uses: Sequence[AdapterUse]) -> list[Recipe]:
-    """One recipe a picture: prompt after prompt, the same seeds for each."""
-    size = request.size or (base.native_resolution, base.native_resolution)
-    return [
-        Recipe(
-            prompt=prompt,
-            negative=request.negative,
-            seed=request.seed + number,
-            size=size,
-            steps=request.steps,
-            guidance=request.guidance,
-            scheduler=request.scheduler,
-            adapters=tuple(uses),
-            base=base.name,
-            base_hash=base.hash,
-            version=__version__,
-            regions=tuple(request.regions),
-        )
-        for prompt in request.prompts
-        for number in range(request.count)
-    ]
-
-
 def _draw(request: Request, base: Base, loaded: Sequence[Loaded], out: Path, console: Console) -> Path:
-    wanted, tell = recipes(request, base, [one.use() for one in loaded]), teller(console)
+    asked = [(prompt, request.seed + number) for prompt in request.prompts for number in range(request.count)]
+    wanted, tell = recipes(request, base, loaded, asked), teller(console)
     pictures: list[Image.Image] = []
     found = None
     with closing(drawn(base, loaded, wanted, tell)) as stream:

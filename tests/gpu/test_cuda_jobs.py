@@ -13,7 +13,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks.random_sdxl import random_pipeline
 from studio.queue import Queue
 from studio.stopping import Stop
 from studio.worker import Worker, answers
@@ -22,20 +21,12 @@ from tests.support import make_pictures, quick_config
 from trainers.bases import load_for
 from trainers.config import TrainConfig
 from trainers.engine import Engine, StepResult
-from trainers.sources import EMBEDDED
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA card here"),
 ]
 CARD = torch.device("cuda:0")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("base")
-    random_pipeline(EMBEDDED).save_pretrained(path)
-    return path
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks.random_sdxl import random_pipeline
 from studio.queue import Queue
 from studio.stopping import Stop
 from studio.worker import Worker
@@ -23,7 +22,6 @@ from tests.support import make_pictures, quick_config
 from trainers.config import TrainConfig
 from trainers.events import Event, Stepped
 from trainers.fast.capture import Recorder
-from trainers.sources import EMBEDDED
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,13 +29,6 @@ pytestmark = [
 ]
 SAME_RUN = 2e-3
 """As in test_cuda_speed: the order of atomic sums in libraries differs."""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("base")
-    random_pipeline(EMBEDDED).save_pretrained(path)
-    return path
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,6 @@ from adapters.registry import REGISTRY
 from adapters.row_gain import row_gain
 from adapters.side_stream import spread
 from adapters.sites import make_site
-from benchmarks.random_sdxl import random_pipeline
 from benchmarks.speed.model import Setting
 from benchmarks.speed.ours import OurStep
 from tests.support import make_pictures, quick_config
@@ -28,7 +27,6 @@ from trainers.events import Stepped
 from trainers.fast import norms
 from trainers.fast.capture import Recorder
 from trainers.loop import train
-from trainers.sources import EMBEDDED
 
 pytestmark = [
     pytest.mark.gpu,
@@ -36,13 +34,6 @@ pytestmark = [
 ]
 SAME_RUN = 2e-3
 """Losses of twelve bf16 steps, recorded and eager: only the order of atomic sums in libraries differs."""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("base")
-    random_pipeline(EMBEDDED).save_pretrained(path)
-    return path
 
 
 def losses(folder: Path, tmp_path: Path, **changes: object) -> list[float]:

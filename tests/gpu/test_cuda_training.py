@@ -11,26 +11,17 @@ import pytest
 import torch
 
 from adapters.registry import REGISTRY
-from benchmarks.random_sdxl import random_pipeline
 from tests.support import adapter_tensors, make_pictures, quick_config
 from trainers.cache import TensorCache
 from trainers.config import TrainConfig
 from trainers.events import Event, Started, Stepped
 from trainers.loop import train
 from trainers.sdxl import Base, load_base
-from trainers.sources import EMBEDDED
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA card here"),
 ]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("base")
-    random_pipeline(EMBEDDED).save_pretrained(path)
-    return path
 
 
 def config(folder: Path, tmp_path: Path, **changes: object) -> TrainConfig:
