@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +16,7 @@ from studio.progress import display_for, duration, size, speed
 from studio.queue import Queue
 from studio.store import Job
 from studio.store.states import ACTIVE, WAITING
+from trainers.captions import filled
 
 _POLL_SECONDS = 0.5
 _JOB: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
@@ -43,6 +44,13 @@ def table(jobs: list[Job]) -> Table:
         detail = job.failure.what if job.failure is not None else progress(job)
         grid.add_row(*(escape(cell) for cell in (job.id, job.state, job.title, job.request.what, job.base, detail)))
     return grid
+
+
+def prompts(config: Mapping[str, Any]) -> list[str]:
+    """What the samples of a training's configuration show, with trigger and class filled in."""
+    captions = config["data"]["captions"]
+    texts = config["sample"]["prompts"] or [captions["template"]]
+    return [filled(text, captions["trigger"], captions["class_word"]) for text in texts]
 
 
 def as_json(job: Job) -> dict[str, Any]:

@@ -60,8 +60,13 @@ def placeholder_problem(text: str) -> str | None:
 
 
 def fill(text: str, config: CaptionConfig) -> str:
-    """`text` with {trigger} and {class} filled in and white space made single."""
-    words = {"trigger": config.trigger, "class": config.class_word}
+    """The text with {trigger} and {class} filled in, and single spaces."""
+    return filled(text, config.trigger, config.class_word)
+
+
+def filled(text: str, trigger: str, class_word: str) -> str:
+    """The text with these words where {trigger} and {class} stand, and single spaces."""
+    words = {"trigger": trigger, "class": class_word}
     return " ".join(_PLACEHOLDER.sub(lambda match: words.get(match[1], match[0]), text).split())
 
 

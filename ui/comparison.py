@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from adapters.errors import StudioError
 from studio.paths import LIBRARY_PREFIX
 from studio.store import Job, LibraryAdapter, SampleRequest
+from trainers.captions import filled
 from ui.scenes import LONGEST, STRONGEST, draw
 from ui.studio import Studio
 from ui.subject import Problems
@@ -40,7 +41,7 @@ class Variant:
 
     def prompt(self, template: str) -> str:
         """With its own words where {trigger} and {class} stand."""
-        return " ".join(template.replace("{trigger}", self.trigger).replace("{class}", self.class_word).split())
+        return filled(template, self.trigger, self.class_word)
 
     def template(self, prompt: str) -> str:
         """`prompt` backwards: {trigger} and {class} where its own words stand."""

@@ -20,6 +20,7 @@ from studio.batch import charts
 from studio.batch.figures import Figures, figures_of
 from studio.batch.record import BatchRecord, RunStatus
 from studio.batch.storage import Storage
+from studio.job_texts import prompts
 from studio.progress import duration, size
 from studio.store.states import STATES
 
@@ -165,12 +166,7 @@ def _short(run: Figures, axes: Sequence[str]) -> str:
 def _noise_text(run: Figures) -> str:
     """ "a sks dog on a beach", seeds 0 to 3."""
     whole = run.run.config
-    captions = whole["data"]["captions"]
-    prompts = whole["sample"]["prompts"] or [captions["template"]]
-    words = [
-        " ".join(text.replace("{trigger}", captions["trigger"]).replace("{class}", captions["class_word"]).split())
-        for text in prompts
-    ]
+    words = prompts(whole)
     first, count = int(whole["seed"]), int(whole["sample"]["count"])
     seeds = f"seed {first}" if count == 1 else f"seeds {first} to {first + count - 1}"
     return f"{' / '.join(f'“{text}”' for text in words)}, {seeds}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from studio.job_texts import prompts as prompts_of
 from studio.store import Ask, Job
 from studio.store.states import ACTIVE, GIVEN_UP, WAITING
 from ui.components import words
@@ -81,7 +82,7 @@ def notes(course: Course) -> str:
 
 def samples(job: Job, course: Course) -> str:
     """A row a prompt, a column a step, the newest last, after the picture that it learns from."""
-    prompts = _prompts(job)
+    prompts = prompts_of(job.config)
     shown = course.samples[-_LATEST:]
     reference = (
         f'<figure><img src="/media/job/{job.id}/reference/0" alt="One of its pictures">'
@@ -93,16 +94,6 @@ def samples(job: Job, course: Course) -> str:
         return ""
     rows = "".join(_row(job, shown, prompt, place, len(prompts), reference) for place, prompt in enumerate(prompts))
     return f'<section aria-labelledby="samples-title"><h2 id="samples-title">What it draws</h2>{rows}</section>'
-
-
-def _prompts(job: Job) -> list[str]:
-    config = job.config
-    captions = config["data"]["captions"]
-    texts = config["sample"]["prompts"] or [captions["template"]]
-    return [
-        " ".join(text.replace("{trigger}", captions["trigger"]).replace("{class}", captions["class_word"]).split())
-        for text in texts
-    ]
 
 
 def _row(job: Job, shown: list[tuple[int, str]], prompt: str, place: int, prompts: int, reference: str) -> str:
