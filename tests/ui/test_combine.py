@@ -10,6 +10,7 @@ import pytest
 
 from adapters.files import AdapterCard, save_adapter
 from studio.library import Library
+from studio.store import LibraryAdapter
 from tests.support import random_lora
 from tests.ui.conftest import Server
 from trainers.sdxl import load_base
@@ -36,16 +37,22 @@ def subjects(server: Server, tmp_path_factory: pytest.TempPathFactory) -> list[s
     return found
 
 
-def _card(page: Any, subject: tuple[str, str]) -> Any:
-    return page.get_by_role("checkbox", name=re.compile(f"^{subject[0]} {subject[1]}"))
+def _card(page: Any, subject: str) -> Any:
+    """By its id: the server's library has other tests' subjects, and this module's own of an earlier turn."""
+    return page.locator(f'#combine-subjects input[data-adapter="{subject}"]')
+
+
+def _fused(server: Server) -> dict[str, LibraryAdapter]:
+    return {entry.id: entry for entry in Library(server.home).list_adapters("combsks") if entry.parents}
 
 
 def test_two_subjects_become_one_file_with_a_verdict(page: Any, server: Server, subjects: list[str]) -> None:
+    before = _fused(server)
     page.goto("/combine")
-    _card(page, SUBJECTS[0]).check()
-    expect(_card(page, SUBJECTS[2])).to_be_disabled()
+    _card(page, subjects[0]).check()
+    expect(_card(page, subjects[2])).to_be_disabled()
     expect(page.locator("#combine-subjects")).to_contain_text("Has the same trigger as combsks octopus")
-    _card(page, SUBJECTS[1]).focus()
+    _card(page, subjects[1]).focus()
     page.keyboard.press("Space")
     page.get_by_role("slider", name="Strength of combzwx rocket").press("ArrowLeft")
     page.get_by_text("How?").click()
@@ -56,9 +63,9 @@ def test_two_subjects_become_one_file_with_a_verdict(page: Any, server: Server, 
     expect(page.locator("#verdict")).to_be_visible(timeout=LONG)
     page.reload()
     expect(page.locator("#verdict")).to_contain_text("On its own prompts")
-    expect(page.locator(f'#combine-subjects input[data-adapter="{subjects[0]}"]')).to_be_checked()
+    expect(_card(page, subjects[0])).to_be_checked()
     expect(page.locator(".s-hot").first).to_be_visible()
-    made = [entry for entry in Library(server.home).list_adapters("combsks") if entry.parents]
+    made = [entry for id_, entry in _fused(server).items() if id_ not in before]
     assert [entry.parents for entry in made] == [subjects[:2]]
     expect(page.get_by_role("link", name="Create with it")).to_have_attribute("href", f"/create?adapters={made[0].id}")
     assert made[0].job is not None
