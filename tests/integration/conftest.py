@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
 
 from studio.queue import Queue
@@ -11,6 +13,14 @@ from tests.formats import Components
 from tests.support import BASE, make_pictures, quick_config, run
 from trainers.config import TrainConfig
 from trainers.sdxl import Base, load_base
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unchecked_shapes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Shapes are checked by the unit tests, and here where every method trains: it takes a seventh of a training."""
+    jaxtyping.config.update("jaxtyping_disable", request.module.__name__.rpartition(".")[2] != "test_methods")
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="module")
