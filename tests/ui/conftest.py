@@ -22,6 +22,7 @@ import pytest
 from tests.ui.puppet import Puppet
 
 ROOT = Path(__file__).parents[2]
+OCTOPUS = sorted((ROOT / "examples" / "octopus").glob("*.png"))
 CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
 BEARABLE = re.compile(
     "Vega-Lite|was preloaded using link preload|Method not implemented"

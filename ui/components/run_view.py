@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from studio.job_texts import prompts as prompts_of
-from studio.store import Ask, Job
+from studio.store import Ask, Job, LibraryAdapter
 from studio.store.states import ACTIVE, GIVEN_UP, WAITING
 from ui.components import words
 from ui.components.markup import button, esc, message
@@ -37,13 +37,13 @@ _TOLD = {
 }
 
 
-def actions(job: Job, asked: Sequence[Ask] = ()) -> str:
-    """What can be asked of it in its state, and what it was asked and has not done yet."""
+def actions(job: Job, asked: Sequence[Ask] = (), entry: LibraryAdapter | None = None) -> str:
+    """What can be asked of it in its state, with the `entry` that it made, and what it has not done yet."""
     found: list[str] = []
+    if entry is not None and entry.trashed_at is None:
+        found.append(f'<a class="s-button s-primary" href="/create?adapters={entry.id}">Create with it</a>')
     if job.state == "done":
-        found.append(
-            f'<a class="s-button s-primary" id="download" href="/media/job/{job.id}/adapter" download>Download</a>'
-        )
+        found.append(f'<a class="s-button" id="download" href="/media/job/{job.id}/adapter" download>Download</a>')
         found.append(f'<a class="s-button" href="/compare?job={job.id}">Compare checkpoints</a>')
     if job.state in (*ACTIVE, *WAITING):
         found.append(button("Pause", "pause"))
