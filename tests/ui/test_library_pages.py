@@ -12,7 +12,8 @@ from adapters.files import AdapterCard, save_adapter
 from studio.library import Library
 from tests.library import made
 from tests.support import random_lora
-from tests.ui.conftest import Server
+from tests.ui.conftest import Server, Staged
+from tests.ui.puppet import Puppet
 from trainers.sdxl import load_base
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no page was opened")
@@ -39,6 +40,36 @@ def test_an_adapter_is_found_picked_thrown_away_and_taken_back(page: Any, server
     page.get_by_role("button", name="Undo").press("Enter")
     expect(page.locator(".s-adapter")).to_have_count(2)
     expect(page.get_by_label("Pick Rex 11")).not_to_be_checked()
+
+
+def test_what_is_picked_outlives_cards_that_were_drawn_before_the_server_knew(
+    staged_page: Any, staged: Staged, puppet: Puppet, tmp_path: Path
+) -> None:
+    page, held = staged_page, list[Any]()
+
+    def hold(route: Any) -> None:
+        if '"picked"' in route.request.post_data:
+            held.append(route)
+        else:
+            route.continue_()
+
+    entered(staged.server, tmp_path, 31, "Fido 31")
+    page.goto("/library?text=fido")
+    box = page.get_by_label("Pick Fido 31")
+    page.route("**/queue/join*", hold)
+    box.press(" ")
+    entered(staged.server, tmp_path, 32, "Fido 32")
+    puppet.submit("moves the queue")
+    expect(page.locator(".s-adapter")).to_have_count(2)
+    expect(box).to_be_checked()
+    page.get_by_label("Pick Fido 32").press(" ")
+    for route in held:
+        route.continue_()
+    bar = page.get_by_role("region", name="What is picked")
+    expect(bar).to_contain_text("2 picked")
+    bar.get_by_role("button", name="Pick none").press("Enter")
+    expect(bar).to_have_count(0)
+    expect(box).not_to_be_checked()
 
 
 def test_a_name_that_is_none_is_said_beside_it_and_stays(page: Any, server: Server, tmp_path: Path) -> None:
