@@ -151,11 +151,16 @@ def _wire_pictures(studio: Studio, screen: Form, draft_id: Any, drop: Any, pictu
     """What was dropped while the page was still coming."""
 
     def dropped(id: str, files: list[str] | None) -> list[Any]:
-        def take(draft: Draft) -> list[str]:
-            return uploads.take(studio.drafts, draft, uploads.received(studio.home, files or []))
-
         if not id or not files:
             return [gr.skip(), files, *screen.only()]
+
+        def take(draft: Draft) -> list[str]:
+            sent = uploads.received(studio.home, files)
+            refused = uploads.take(studio.drafts, draft, sent)
+            for file in sent:
+                file.unlink(missing_ok=True)
+            return refused
+
         return [None, None, *screen.change(id, take, ("pictures",))]
 
     def reviewed(id: str) -> list[Any]:
