@@ -29,8 +29,8 @@ watch('value', () => {
   for (const box of element.querySelectorAll('[data-field=pick]')) box.checked = picked.has(box.dataset.adapter);
 });
 """
-"""The browser knows what is picked until the server begins another round: cards that a job redraws meanwhile may be older
-than the last pick. Each pick tells all of them: two that follow each other quickly are then not one."""
+"""The browser knows what is picked until the server begins another round: cards that a job redraws meanwhile may be
+older than the last pick. Each pick tells all of them: two that follow each other quickly are then not one."""
 _NOTHING = {
     (False, False): "<p>Nothing is here yet. What you teach comes here by itself; files of other programs can be "
     'imported.</p><p><a class="s-button s-primary" href="/new">Teach a new subject</a></p>',
