@@ -107,7 +107,8 @@ def _pair(
             agree += zip(found, liked, strict=True)
         if row["what"] == "alone":
             own = one.members[row["member"]].name == name
-            scored["own" if own and one == group else "" if own else "other"] += [] if own and one != group else found
+            if one == group or not own:
+                scored["own" if own else "other"] += found
         elif one == group:
             scored["base"] += found
     own, other, plain = (torch.tensor(scored[key]) for key in ("own", "other", "base"))

@@ -36,7 +36,7 @@ def adapters(server: Server, tmp_path: Path) -> str:
 def test_two_adapters_are_drawn_side_by_side_and_slid_over_each_other(page: Any, adapters: str) -> None:
     page.goto(f"/compare?adapters={adapters}")
     strengths = page.get_by_label("Strengths")
-    page.get_by_label("Steps").fill("1")
+    page.get_by_label("Steps").fill("4")
     strengths.fill("much")
     page.get_by_role("button", name="Draw").press("Enter")
     expect(page.locator("#compare-strengths-problem")).to_contain_text("Numbers from -10 to 10")
@@ -50,6 +50,10 @@ def test_two_adapters_are_drawn_side_by_side_and_slid_over_each_other(page: Any,
     slider = page.get_by_label("How much of the left picture")
     slider.press("Home")
     expect(page.locator(".s-wipe")).to_have_attribute("style", "--s-at: 0%;")
+    meters = page.locator("tbody td meter")
+    expect(meters.first).to_have_accessible_name(re.compile(r"^prompt \d+ of 100$"), timeout=DRAWING)
+    expect(meters).to_have_count(2, timeout=DRAWING)  # files that came from elsewhere: nothing to compare a subject with
+    expect(page.get_by_text("The pictures that it was trained on are not here.").first).to_be_visible()
     page.reload()
     expect(pictures).to_have_count(2)
     expect(page.get_by_role("button", name="Use Dog zwx")).to_be_visible()
