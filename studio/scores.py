@@ -12,13 +12,12 @@ _NAME = "scores.json"
 
 
 class Score(BaseModel):
-    """Of one picture: 100 is as good as it gets, 0 nothing of it; None where it cannot be told."""
+    """Of one picture: how like its subject it is, 0 to 100 and a little beyond; None where it cannot be told."""
 
     model_config = ConfigDict(frozen=True)
     subject: float | None = None
-    prompt: float | None = None
     missing: str = ""
-    """Why there is no number for the subject, in a sentence."""
+    """Why there is no number, in a sentence."""
 
 
 class Scores(BaseModel):

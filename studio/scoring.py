@@ -26,9 +26,8 @@ from trainers.concept import concept_id
 from trainers.decode import decoding, on_white_srgb, upright
 from trainers.events import Progress
 from trainers.images import picture_paths
-from trainers.scores import Subject, features, latents_of, prompt_gain, prompt_score
+from trainers.scores import Subject, features, latents_of
 from trainers.sdxl import Base
-from trainers.text import TextStates
 
 _TRAINING, _PLAIN = 8, 4
 """Training pictures, and pictures without the adapter, that a subject is known from at most."""
@@ -36,15 +35,6 @@ _NOT_HERE = "The pictures that it was trained on are not here."
 _NOT_ONE = "Only one adapter of one subject is compared with training pictures."
 _TOO_FEW = "It was trained on one picture: it takes two to tell what they have in common."
 _NOTHING = "The base sees nothing in its training pictures that its own pictures lack."
-
-
-@dataclass(frozen=True)
-class _Plain:
-    """What the base draws from a prompt without its trigger."""
-
-    told: TextStates
-    features: Tensor
-    gain: float
 
 
 @dataclass
@@ -59,7 +49,8 @@ class Scoring:
     """The file that a use names."""
     tell: Tell
     """Hears how far it is before each picture, and may raise to stop it."""
-    plain: dict[tuple[str, int], _Plain] = field(default_factory=dict[tuple[str, int], _Plain])
+    plain: dict[tuple[str, int], Tensor] = field(default_factory=dict[tuple[str, int], Tensor])
+    """Features of what the base draws from a prompt without its trigger, by prompt and seed."""
 
     def __post_init__(self) -> None:
         self.found = scores.read(self.run)
@@ -77,22 +68,16 @@ class Scoring:
             return
         cards = [open_adapter(self.adapter(one)).card for one in adapters]
         triggers = [trigger for card in cards for trigger, _ in card.subjects]
-        drawings = {number: self.request.drawings[number] for number in numbers}
-        keys = {number: (plain_prompt(one.prompt, triggers), one.seed) for number, one in drawings.items()}
-        wanted = list(dict.fromkeys(keys.values()))
-        self._draw_plain([key for key in wanted if key not in self.plain])
-        subject = self._subject(cards, [self.plain[key].features for key in wanted[:_PLAIN]])
+        drawings = [self.request.drawings[number] for number in numbers]
+        prompts = list(dict.fromkeys((plain_prompt(one.prompt, triggers), one.seed) for one in drawings))[:_PLAIN]
+        subject = self._subject(cards, prompts)
         for number in missing:
             self._count()
-            with Image.open(self.run / picture_name(number)) as picture:
-                latents = latents_of(self.base, picture)
-            own = self.plain[keys[number]]
-            known = isinstance(subject, Subject)
-            score = Score(
-                subject=subject.score(features(self.base, latents)) if known else None,
-                prompt=prompt_score(prompt_gain(self.base, latents, own.told), own.gain),
-                missing="" if known else subject,
-            )
+            if isinstance(subject, Subject):
+                with Image.open(self.run / picture_name(number)) as picture:
+                    score = Score(subject=subject.score(features(self.base, latents_of(self.base, picture))))
+            else:
+                score = Score(missing=subject)
             self.found = self.found.having(number, score)
             scores.write(self.run, self.found)
         self._count()
@@ -109,9 +94,7 @@ class Scoring:
             drawings = list(self._told(pictures))
         for key, one in zip(wanted, drawings, strict=True):
             self._count()
-            latents, told = latents_of(self.base, one.image), self.base.encode_texts([key[0]])
-            gain = prompt_gain(self.base, latents, told)
-            self.plain[key] = _Plain(told, features(self.base, latents), gain)
+            self.plain[key] = features(self.base, latents_of(self.base, one.image))
 
     def _told(self, pictures: Iterator[Drawn]) -> Iterator[Drawn]:
         """The same, able to be stopped between two."""
@@ -119,20 +102,21 @@ class Scoring:
             self._count()
             yield one
 
-    def _subject(self, cards: Sequence[AdapterCard], plain: Sequence[Tensor]) -> Subject | str:
+    def _subject(self, cards: Sequence[AdapterCard], prompts: Sequence[tuple[str, int]]) -> Subject | str:
         """What the training pictures have in common; or why that cannot be told."""
         if len(cards) != 1 or cards[0].concepts:
             return _NOT_ONE
         paths = training_pictures(self.queue, cards[0])
         if len(paths) < 2:
             return _TOO_FEW if paths else _NOT_HERE
+        self._draw_plain([key for key in prompts if key not in self.plain])
         count = min(len(paths), _TRAINING)
         training: list[Tensor] = []
         for path in [paths[number * len(paths) // count] for number in range(count)]:
             self._count()
             with decoding(path) as image:
                 training.append(features(self.base, latents_of(self.base, on_white_srgb(upright(image)))))
-        return Subject.of(training, plain) or _NOTHING
+        return Subject.of(training, [self.plain[key] for key in prompts]) or _NOTHING
 
 
 def plain_prompt(prompt: str, triggers: Sequence[str]) -> str:

@@ -1,15 +1,11 @@
-"""How a drawn picture looks to the base alone: how like its subject it is, and how well its prompt explains it.
+"""How like its subject a drawn picture looks to the base itself: no other network judges.
 
-No other network judges. Both numbers are 100 for what is as good as it gets and 0 for nothing of it:
+The training pictures' patches, by their features inside the UNet (DIFT, arXiv 2306.03881), are each compared with the
+patch of the drawn picture that is most like it. 100: as like as the training pictures are to each other; 0: as like as
+what the base draws from the same prompts without the adapter. All is done with no adapter attached.
 
-- subject: the training pictures' patches, by their features inside the UNet (DIFT, arXiv 2306.03881), each compared
-  with the patch of the drawn picture that is most like it. 100: as like as the training pictures are to each other; 0:
-  as like as what the base draws from the same prompts without the adapter.
-- prompt: by how much smaller the error of predicting the picture's noise is when the base is told the prompt (the
-  diffusion classifier, arXiv 2303.16203), from the same noises. 100: as much as for the base's own picture of that
-  prompt; 0: the prompt tells nothing of the picture.
-
-docs/ui.md has what was measured of them. All is done with no adapter attached.
+How well a picture fits its prompt is not told: the diffusion classifier (arXiv 2303.16203) takes a learnt subject for a
+mistake of the prompt's class word. docs/ui.md has what was measured (benchmarks/scores.py).
 """
 
 from __future__ import annotations
@@ -25,19 +21,14 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from trainers.latents import to_pixels
-from trainers.objective import ObjectiveConfig, prediction_target, training_scheduler
+from trainers.objective import ObjectiveConfig, training_scheduler
 from trainers.sdxl import Base
-from trainers.text import TextStates
 
 FEATURE_BLOCK, FEATURE_TIMESTEP = 0, 261
-"""The up block and timestep whose features are compared: DIFT's for SD 2.1, as ConsiStory (arXiv 2402.03286) has them
-for SDXL."""
+"""The up block and timestep whose features are compared: DIFT's timestep, and of SDXL's blocks the one (1/16 of a
+picture's side) that implementations of ConsiStory (arXiv 2402.03286) take with it."""
 FEATURE_NOISES = 4
 """Noises over which features are averaged; DIFT takes 8."""
-PROMPT_LEVELS = (0.35, 0.55, 0.75)
-"""Timesteps, as parts of the schedule, at which noise is predicted: one noise each, the same for all pictures."""
-TELLING = 0.01
-"""A prompt that makes the base's error on its own picture smaller by less than this part tells it nothing."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +71,6 @@ def _mean_likeness(patches: Float[Tensor, "r d"], pictures: Sequence[Float[Tenso
     return torch.stack([(patches @ picture.mT).amax(1) for picture in pictures]).mean(0)
 
 
-def prompt_score(gain: float, own: float) -> float | None:
-    """Of a picture's gain and of the base's own picture's; None where the prompt tells the base nothing."""
-    return 100 * gain / own if own >= TELLING else None
-
-
 def latents_of(base: Base, picture: Image.Image) -> Float[Tensor, "1 c h w"]:
     """Of the middle square, at the base's native side."""
     side = base.native_resolution
@@ -93,43 +79,32 @@ def latents_of(base: Base, picture: Image.Image) -> Float[Tensor, "1 c h w"]:
 
 @torch.no_grad()
 def features(base: Base, latents: Float[Tensor, "1 c h w"]) -> Float[Tensor, "n d"]:
-    """What the UNet knows of each patch, told no prompt; fp32."""
-    times = torch.full((FEATURE_NOISES,), FEATURE_TIMESTEP, device=base.device)
-    nothing, caught = base.encode_nothing(), list[Tensor]()
+    """What the UNet knows of each patch, told no prompt, of noises that are the same for every picture; fp32."""
+    caught = list[Tensor]()
 
     def keep(_: nn.Module, __: Any, output: Tensor) -> None:
         caught.append(output.float().mean(0).flatten(1).mT)
 
     handle = cast(Any, base.unet).up_blocks[FEATURE_BLOCK].register_forward_hook(keep)
     try:
-        _errors(base, latents, times, nothing)
+        _look(base, latents)
     finally:
         handle.remove()
     return caught[0]
 
 
-@torch.no_grad()
-def prompt_gain(base: Base, latents: Float[Tensor, "1 c h w"], told: TextStates) -> float:
-    """By which part the base's error is smaller for being told this (a batch of 1): the mean over PROMPT_LEVELS."""
-    count = base.pipe.scheduler.config["num_train_timesteps"]
-    times = torch.tensor([int(level * count) for level in PROMPT_LEVELS], device=base.device)
-    without, with_prompt = (_errors(base, latents, times, states) for states in (base.encode_nothing(), told))
-    return float((1 - with_prompt / without).mean())
-
-
-def _errors(base: Base, latents: Float[Tensor, "1 c h w"], times: Tensor, told: TextStates) -> Float[Tensor, " b"]:
-    """Mean squared errors of the base's prediction, one a timestep; the k-th noise is the same whatever is asked."""
-    shape = (len(times), *latents.shape[1:])
+def _look(base: Base, latents: Float[Tensor, "1 c h w"]) -> None:
+    """Has the UNet see the latents under FEATURE_NOISES noises at once."""
+    shape, side = (FEATURE_NOISES, *latents.shape[1:]), base.native_resolution
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(base.device)
-    clean, side = latents.to(base.device).expand(shape), base.native_resolution
+    times = torch.full((FEATURE_NOISES,), FEATURE_TIMESTEP, device=base.device)
     scheduler = training_scheduler(base.pipe.scheduler, ObjectiveConfig())
-    noisy = scheduler.add_noise(clean, noise, times).to(base.dtype)  # pyright: ignore
+    noisy = scheduler.add_noise(latents.to(base.device).expand(shape), noise, times)  # pyright: ignore
     sizes = torch.tensor([[side, side, 0, 0, side, side]], dtype=torch.float32, device=base.device)
+    told = base.encode_nothing()
     conditions = {
-        "text_embeds": told.pooled.to(base.dtype).expand(len(times), -1),
-        "time_ids": sizes.expand(len(times), -1),
+        "text_embeds": told.pooled.to(base.dtype).expand(FEATURE_NOISES, -1),
+        "time_ids": sizes.expand(FEATURE_NOISES, -1),
     }
-    context = told.context.to(base.dtype).expand(len(times), -1, -1)
-    predicted = base.unet(noisy, times, context, added_cond_kwargs=conditions, return_dict=False)[0]
-    target = prediction_target(scheduler, clean, noise, times)
-    return (predicted.float() - target).square().mean((1, 2, 3))
+    context = told.context.to(base.dtype).expand(FEATURE_NOISES, -1, -1)
+    base.unet(noisy.to(base.dtype), times, context, added_cond_kwargs=conditions, return_dict=False)

@@ -61,7 +61,7 @@ class SampleRequest(_Request):
     regions: tuple[str, ...] = ()
     """As `studio sample --region` takes them."""
     scored: bool = Field(default=False, exclude_if=lambda scored: not scored)  # keys stay what they were
-    """Whether each picture is then compared with its subject's pictures and its prompt (studio.scores)."""
+    """Whether each picture is then compared with its subject's training pictures (studio.scores)."""
 
     @property
     def what(self) -> str:

@@ -52,7 +52,9 @@ def test_two_adapters_are_drawn_side_by_side_and_slid_over_each_other(page: Any,
     expect(page.locator(".s-wipe")).to_have_attribute("style", "--s-at: 0%;")
     meters = page.locator("tbody td meter")
     expect(meters.first).to_have_accessible_name(re.compile(r"^prompt \d+ of 100$"), timeout=DRAWING)
-    expect(meters).to_have_count(2, timeout=DRAWING)  # files that came from elsewhere: nothing to compare a subject with
+    expect(meters).to_have_count(
+        2, timeout=DRAWING
+    )  # files that came from elsewhere: nothing to compare a subject with
     expect(page.get_by_text("The pictures that it was trained on are not here.").first).to_be_visible()
     page.reload()
     expect(pictures).to_have_count(2)

@@ -8,7 +8,7 @@ from studio.store import Job, SampleRequest
 from studio.store.states import ACTIVE, GIVEN_UP, WAITING
 from ui.comparison import Grid, grid, labels
 from ui.components import words
-from ui.components.bars import bars, mean, why_none
+from ui.components.bars import bar, mean_bar
 from ui.components.markup import button, esc, message
 from ui.media import drawn_pictures
 from ui.studio import Studio
@@ -34,8 +34,8 @@ element.addEventListener('input', event => {
 });
 """
 SCORED = (
-    "Subject: from 0, as the base draws it without the adapter, to 100, as like as its training pictures are to each "
-    "other. Prompt: 100 is how well the base's own picture fits it. The base itself judges; what counts is your eye."
+    "The bars tell how like its training pictures a subject is to the base model: from 0, as it draws it without the "
+    "adapter, to 100, as like as they are to each other. They only help to look: your eye decides."
 )
 CHOOSE = (
     '<section class="s-empty"><h1>Compare</h1><p>See adapters, or the checkpoints of a run, side by side: the same '
@@ -101,8 +101,7 @@ def _row(job: Job, shown: Grid, row: int, name: str, there: set[int], found: Sco
     numbers = {shown.number(row, column): f"{name}: {text}" for column, text in enumerate(shown.columns)}
     cells = "".join(_cell(job, number, text, there, found) for number, text in numbers.items())
     known = [found.pictures[number] for number in numbers if number in found.pictures]
-    told = f"{bars(mean(known), 'on average ')}{why_none(known)}" if known else ""
-    return f'<tr><th scope="row"><span>{esc(name)}</span>{use}{told}</th>{cells}</tr>'
+    return f'<tr><th scope="row"><span>{esc(name)}</span>{use}{mean_bar(known)}</th>{cells}</tr>'
 
 
 def _cell(job: Job, number: int, text: str, there: set[int], found: Scores) -> str:
@@ -114,7 +113,7 @@ def _cell(job: Job, number: int, text: str, there: set[int], found: Scores) -> s
         f'<td><a class="s-cell" href="{url}" target="_blank">'
         f'<img src="{url}/small" alt="{esc(text)}" loading="lazy"></a>'
         f'<input type="checkbox" class="s-pick" data-field="cell" data-key="{job.id}-{number}"'
-        f' aria-label="For the slider: {esc(text)}">{bars(score) if score is not None else ""}</td>'
+        f' aria-label="For the slider: {esc(text)}">{bar(score) if score is not None else ""}</td>'
     )
 
 

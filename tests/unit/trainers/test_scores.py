@@ -10,8 +10,7 @@ from torch import Tensor
 
 from tests.support import make_pictures
 from tests.tolerances import FP64
-from trainers import scores
-from trainers.scores import Subject, features, latents_of, prompt_gain, prompt_score
+from trainers.scores import Subject, features, latents_of
 from trainers.sdxl import Base, load_base
 
 
@@ -87,25 +86,6 @@ def test_a_picture_is_likest_to_itself(base: Base, latents: list[Tensor]):
 
 def test_a_picture_looks_the_same_each_time(base: Base, latents: list[Tensor]):
     assert features(base, latents[0]).equal(features(base, latents[0]))
-
-
-def test_prompts_are_compared_on_the_same_noises(base: Base, latents: list[Tensor]):
-    """So the same told twice, or nothing, gains nothing at all."""
-    assert prompt_gain(base, latents[0], base.encode_nothing()) == 0
-    told = base.encode_texts(["a red square"])
-    assert prompt_gain(base, latents[0], told) == prompt_gain(base, latents[0], told) != 0
-
-
-def test_a_prompt_that_fits_gains_more_than_one_that_does_not(base: Base):
-    blue = Image.new("RGB", (128, 128), "blue")
-    seen = latents_of(base, blue)
-    fits, does_not = (base.encode_texts([f"a ghost on a {color} background"]) for color in ("blue", "yellow"))
-    assert prompt_gain(base, seen, fits) > prompt_gain(base, seen, does_not)
-
-
-def test_a_prompt_is_measured_against_the_bases_own_picture():
-    assert prompt_score(0.05, 0.1) == 50
-    assert prompt_score(0.05, scores.TELLING / 2) is None
 
 
 def test_looking_leaves_no_hook(base: Base, latents: list[Tensor]):

@@ -8,22 +8,23 @@ pytest.importorskip("gradio", reason="gradio is not installed: the web pages wer
 
 from studio.scores import Score
 from studio.store import Drawing, SampleRequest
-from ui.components.bars import bars, mean, why_none
+from ui.components.bars import bar, mean_bar
 
 
 def test_a_bar_is_named_by_its_number() -> None:
-    told = bars(Score(subject=81.6, prompt=140))
-    assert 'aria-label="subject 82 of 100"' in told and 'aria-label="prompt 100 of 100"' in told
+    assert 'aria-label="subject 82 of 100"' in bar(Score(subject=81.6))
+    assert 'aria-label="subject 100 of 100"' in bar(Score(subject=104))
 
 
 def test_what_is_not_known_has_no_bar_but_a_reason() -> None:
-    unknown = Score(prompt=0, missing="Its pictures <are> gone.")
-    assert "subject" not in bars(unknown)
-    assert "Its pictures &lt;are&gt; gone." in why_none([unknown]) and "tell the base nothing" not in why_none([unknown])
+    unknown = Score(missing="Its pictures <are> gone.")
+    assert bar(unknown) == "" and mean_bar([]) == ""
+    assert "Its pictures &lt;are&gt; gone." in mean_bar([unknown]) and "meter" not in mean_bar([unknown])
 
 
 def test_a_rows_mean_is_of_what_is_known() -> None:
-    assert mean([Score(subject=50), Score(subject=100, prompt=30)]) == Score(subject=75, prompt=30)
+    told = mean_bar([Score(subject=50), Score(missing="gone"), Score(subject=100)])
+    assert 'aria-label="on average subject 75 of 100"' in told
 
 
 def test_a_request_without_scores_is_written_as_before_there_were_any() -> None:
