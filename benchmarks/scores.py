@@ -1,4 +1,4 @@
-"""Whether the scores of docs/ui.md (trainers/scores.py) mean anything, on the embedded base.
+"""Whether the scores of docs/ui.md (trainers/scores.py) mean anything, and why prompts have none; on the embedded base.
 
     python -m benchmarks.scores WORK [--out FILE.json]
 
@@ -10,6 +10,10 @@ that was taught to tell designs apart. Subjects whose LoRA is there are drawn at
 - strengths: pictures of one subject, from no adapter to too much of it. Does its score go with the judge?
 - prompts: pictures of other things, with and without an adapter. Which of eight prompts, and which of two that differ
   in one word, explains a picture best?
+- learnt: the same of pictures of a learnt subject on four colours, by the strength of its adapter.
+
+Prompts are scored as the diffusion classifier does (arXiv 2303.16203): by how much smaller the base's error is when it
+is told the prompt, from the same noises; 100 is as much as for the base's own picture.
 """
 
 from __future__ import annotations
@@ -34,12 +38,17 @@ from benchmarks.fusion.subjects import SUBJECTS, Group, Member, groups
 from benchmarks.fusion.train import training_of
 from trainers.fast.sampling import fast_sampling
 from trainers.images import picture_paths
+from trainers.objective import ObjectiveConfig, training_scheduler
 from trainers.result import ADAPTER_NAME
-from trainers.scores import Subject, features, prompt_gain, prompt_score
+from trainers.scores import Subject, features
+from trainers.sdxl import Base
+from trainers.text import TextStates
 
 Row = dict[str, Any]
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
 COLORS = ("white", "red", "blue", "purple")
+LEVELS = (350, 550, 750)
+"""Timesteps at which a prompt is judged."""
 PLAIN = 6
 """Pictures of the base alone that a scale is made of; the others are scored."""
 
@@ -183,14 +192,51 @@ def prompts(work: Path, rows: list[Row]) -> Row:
                 own.append(gains[number])
                 continue
             for text, gain in enumerate(gains):
-                value = prompt_score(gain, own[number])
-                scored["right" if text == number else "wrong"] += [] if value is None else [value]
+                scored["right" if text == number else "wrong"].append(100 * gain / own[number])
     return {
         "pictures": len(right["of eight"]),
         **{f"right, {key}": round(mean(values), 3) for key, values in right.items()},
         "mean score": {key: round(mean(values), 1) for key, values in scored.items()},
         "right above wrong": round(area_under_curve(*map(torch.tensor, scored.values())), 4),
     }
+
+
+@torch.no_grad()
+def prompt_gain(base: Base, latents: Tensor, told: TextStates) -> float:
+    """By which part the base's error is smaller for being told this, the mean over LEVELS."""
+    shape, count, side = (len(LEVELS), *latents.shape[1:]), len(LEVELS), base.native_resolution
+    noise, times = torch.randn(shape, generator=torch.Generator().manual_seed(0)), torch.tensor(LEVELS)
+    scheduler = training_scheduler(base.pipe.scheduler, ObjectiveConfig())
+    noisy = scheduler.add_noise(latents.expand(shape), noise, times)  # pyright: ignore
+    sizes = torch.tensor([[side, side, 0, 0, side, side]], dtype=torch.float32).expand(count, -1)
+    errors: list[Tensor] = []
+    for states in (told, base.encode_nothing()):
+        conditions = {"text_embeds": states.pooled.expand(count, -1), "time_ids": sizes}
+        context = states.context.expand(count, -1, -1)
+        found = base.unet(noisy, times, context, added_cond_kwargs=conditions, return_dict=False)[0]
+        errors.append((found - noise).square().mean((1, 2, 3)))
+    return float((1 - errors[0] / errors[1]).mean())
+
+
+def learnt(work: Path) -> Row:
+    """By strength: how often the right one of four colours explains a picture best, and the right prompt's score."""
+    base, found = draw.base(), Row()
+    for member in SUBJECTS:
+        sheet = work / "graded" / f"{member.name}.webp"
+        if not sheet.exists():
+            continue
+        states = [base.encode_texts([f"a {member.thing} on a {color} background"]) for color in COLORS]
+        seen = [base.encode_pictures(one[None])[0] for one in draw.read_sheet(sheet)]
+        gains = torch.tensor([[prompt_gain(base, one, told) for told in states] for one in seen])
+        gains = gains.unflatten(0, (-1, len(COLORS)))
+        own = gains.diagonal(dim1=1, dim2=2)
+        right = (gains.argmax(2) == torch.arange(len(COLORS))).float().mean(1)
+        scores = (100 * own / own[0]).mean(1)
+        found[member.name] = {
+            "right": [round(value, 2) for value in right.tolist()],
+            "scores": [round(value, 1) for value in scores.tolist()],
+        }
+    return found
 
 
 def _others(what: str) -> list[str]:
@@ -214,6 +260,7 @@ def main() -> None:
     found: Row = {}
     for name, measure in (
         ("strengths", lambda: strengths(asked.work, judge)),
+        ("learnt", lambda: learnt(asked.work)),
         ("prompts", lambda: prompts(asked.work, rows)),
         ("pairs", lambda: pairs(asked.work, rows, judge)),
     ):
