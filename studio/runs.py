@@ -25,6 +25,7 @@ _LEFTOVERS = (
     f".{ADAPTER_NAME}.*.part",
     ".config.yaml.*.part",
     ".*.report.*.part",
+    ".scores.json.*.part",
     "checkpoints/.step-*.part",
     "adapters/.step-*.part",
     "samples/.step-*.part",

@@ -1,4 +1,7 @@
-"""Pictures from the queue: RUN/pictures/0000.png and so on, in the order of the request. Those that are there stay."""
+"""Pictures from the queue: RUN/pictures/0000.png and so on, in the order of the request. Those that are there stay.
+
+Where it was asked for, RUN/scores.json follows (studio.scores).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from adapters.errors import UnknownNameError
 from adapters.formats.open import open_adapter
 from studio.drawing import Loaded, drawn, recipes
 from studio.paths import picture_name
+from studio.scoring import Scoring
 from studio.short_run import ShortRun
 from studio.store import SampleRequest, Use
 from trainers.events import Progress
@@ -30,6 +34,9 @@ class SampleRun(ShortRun):
         missing = [number for number in range(len(request.drawings)) if not self._path(number).exists()]
         for uses in dict.fromkeys(request.drawings[number].uses for number in missing):
             self._draw(request, base, uses, [one for one in missing if request.drawings[one].uses == uses])
+        if request.scored:
+            scoring = Scoring(base, request, self.folder.path, self.claim.queue, self.adapter, self.tell)
+            self.attempt(scoring.score, "The pictures have no scores")
 
     def _draw(self, request: SampleRequest, base: Base, uses: Sequence[Use], numbers: Sequence[int]) -> None:
         paths = [self.adapter(use.adapter) for use in uses]

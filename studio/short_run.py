@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from studio import event_log
+from studio.claims import Lost
 from studio.failures import Failure, explain
 from studio.job_run import JobRun
 from studio.library import Library
@@ -55,6 +57,15 @@ class ShortRun(JobRun):
         command = self._stopping(self.claim.asked())
         if command is not None:
             raise _Asked("cancelled" if command == "cancel" else self._stopped())
+
+    def attempt(self, work: Callable[[], None], without: str) -> None:
+        """Does what the job is done without, too: a failure is a warning, which begins with what is then missing."""
+        try:
+            work()
+        except (_Asked, Lost):
+            raise
+        except Exception as error:
+            self.tell(Note(level="warning", text=f"{without}. {explain(error).what}"))
 
     def base(self, name: str) -> Base:
         """The base, which the next job finds as it is now."""

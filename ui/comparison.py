@@ -168,7 +168,8 @@ def _validated(
         for prompt in prompts
         for strength in strengths
     ]
-    whole: dict[str, Any] = {"base": rows[0].base if rows else "", "drawings": drawings, "steps": asked.steps}
+    base = rows[0].base if rows else ""
+    whole: dict[str, Any] = {"base": base, "drawings": drawings, "steps": asked.steps, "scored": True}
     try:
         return SampleRequest.model_validate(whole) if drawings and not found.fields else _only_numbers(number, asked)
     except ValidationError as error:

@@ -60,6 +60,8 @@ class SampleRequest(_Request):
     scheduler: str = "euler"
     regions: tuple[str, ...] = ()
     """As `studio sample --region` takes them."""
+    scored: bool = Field(default=False, exclude_if=lambda scored: not scored)  # keys stay what they were
+    """Whether each picture is then compared with its subject's training pictures (studio.scores)."""
 
     @property
     def what(self) -> str:

@@ -8,10 +8,16 @@ from typing import Any
 
 import pytest
 
+from adapters.digest import file_sha256
 from adapters.files import AdapterCard, save_adapter
 from studio.library import Library
-from tests.support import random_lora
+from studio.queue import Queue
+from studio.store import TrainRequest, jobs
+from tests.support import make_pictures, quick_config, random_lora
 from tests.ui.conftest import Server
+from trainers.captions import CaptionConfig
+from trainers.concept import concept_id
+from trainers.images import picture_paths
 from trainers.sdxl import load_base
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no page was opened")
@@ -22,15 +28,28 @@ DRAWING = 120_000
 
 @pytest.fixture
 def adapters(server: Server, tmp_path: Path) -> str:
-    """Two of the library, as an address names them."""
+    """Two of the library, as an address names them; the first one's training pictures are here."""
     base, ids = load_base("embedded"), []
+    concept = trained(server, make_pictures(tmp_path / "pictures"))
     for seed, trigger in enumerate(("sks", "zwx")):
         adapter = random_lora(base, seed=100 + seed)
-        card = AdapterCard(trigger=trigger, class_word="dog", base=base.name, base_hash=base.hash)
+        known = concept if trigger == "sks" else ""
+        card = AdapterCard(trigger=trigger, class_word="dog", base=base.name, base_hash=base.hash, concept=known)
         save_adapter(tmp_path / f"{trigger}.safetensors", adapter, card)
         adapter.detach()
         ids.append(Library(server.home).add(tmp_path / f"{trigger}.safetensors", name=f"Dog {trigger}"))
     return ",".join(ids)
+
+
+def trained(server: Server, pictures: Path) -> str:
+    """The concept of a training that its worker will not do."""
+    captions = CaptionConfig(trigger="sks", class_word="dog")
+    config = quick_config(pictures, data={"folder": pictures, "captions": captions}).model_dump(mode="json")
+    queue, id = Queue(server.home), jobs.new_id()
+    with queue.store.writing() as session:
+        jobs.insert(session, TrainRequest(config=config), server.home / id, id=id, title="Dog", batch=None, key=None)
+        jobs.transition(session, id, "cancelled")
+    return concept_id(captions, map(file_sha256, picture_paths(pictures)))
 
 
 def test_two_adapters_are_drawn_side_by_side_and_slid_over_each_other(page: Any, adapters: str) -> None:
@@ -50,6 +69,9 @@ def test_two_adapters_are_drawn_side_by_side_and_slid_over_each_other(page: Any,
     slider = page.get_by_label("How much of the left picture")
     slider.press("Home")
     expect(page.locator(".s-wipe")).to_have_attribute("style", "--s-at: 0%;")
+    meters = page.locator("tbody td meter")
+    expect(meters).to_have_accessible_name(re.compile(r"^subject \d+ of 100$"), timeout=DRAWING)
+    expect(page.get_by_text("The pictures that it was trained on are not here.")).to_be_visible(timeout=DRAWING)
     page.reload()
     expect(pictures).to_have_count(2)
     expect(page.get_by_role("button", name="Use Dog zwx")).to_be_visible()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from studio import scores
+from studio.scores import Scores
 from studio.store import Job, SampleRequest
 from studio.store.states import ACTIVE, GIVEN_UP, WAITING
 from ui.comparison import Grid, grid, labels
 from ui.components import words
+from ui.components.bars import bar, mean_bar
 from ui.components.markup import button, esc, message
 from ui.media import drawn_pictures
 from ui.studio import Studio
@@ -30,6 +33,10 @@ element.addEventListener('input', event => {
   event.target.closest('.s-wipe')?.style.setProperty('--s-at', event.target.value + '%');
 });
 """
+SCORED = (
+    "The bars tell how like its training pictures a subject is to the base model: from 0, as it draws it without the "
+    "adapter, to 100, as like as they are to each other. They only help to look: your eye decides."
+)
 CHOOSE = (
     '<section class="s-empty"><h1>Compare</h1><p>See adapters, or the checkpoints of a run, side by side: the same '
     "prompts from the same seed.</p><p>Pick several in the library, or open a run.</p>"
@@ -69,32 +76,44 @@ def table(studio: Studio, job: Job) -> str:
     if shown is None:
         return message("The pictures of that job are no comparison.", "note")
     heads = "".join(f'<th scope="col">{esc(text)}</th>' for text in shown.columns)
-    rows = "".join(_row(job, shown, row, name, there) for row, name in enumerate(labels(studio, shown)))
+    found = scores.read(job.run) if job.request.scored else Scores()
+    rows = "".join(_row(job, shown, row, name, there, found) for row, name in enumerate(labels(studio, shown)))
+    explained = f'<p class="s-quiet">{SCORED}</p>' if job.request.scored else ""
     return (
         '<section aria-labelledby="grid-title"><h2 id="grid-title">Side by side</h2>'
         f'<p class="s-quiet">Seed {job.request.drawings[0].seed}. A picture opens large; tick two for a slider.</p>'
+        f"{explained}{_unscored(job, found)}"
         f'<div class="s-scroll" tabindex="0" role="region" aria-label="Pictures"><table class="s-matrix">'
         f"<thead><tr><td></td>{heads}</tr></thead><tbody>{rows}</tbody></table></div></section>"
     )
 
 
-def _row(job: Job, shown: Grid, row: int, name: str, there: set[int]) -> str:
+def _unscored(job: Job, found: Scores) -> str:
+    """Says so where scores were asked for and are not there, though the pictures are."""
+    assert isinstance(job.request, SampleRequest)
+    if job.state != "done" or not job.request.scored or len(found.pictures) == len(job.request.drawings):
+        return ""
+    return message("Not every picture could be scored. The job's log says why.", "note")
+
+
+def _row(job: Job, shown: Grid, row: int, name: str, there: set[int], found: Scores) -> str:
     use = button("Use this one", "use", row=str(row), key=f"use-{row}", label=f"Use {name}")
-    cells = "".join(
-        _cell(job, shown.number(row, column), f"{name}: {text}", there) for column, text in enumerate(shown.columns)
-    )
-    return f'<tr><th scope="row"><span>{esc(name)}</span>{use}</th>{cells}</tr>'
+    numbers = {shown.number(row, column): f"{name}: {text}" for column, text in enumerate(shown.columns)}
+    cells = "".join(_cell(job, number, text, there, found) for number, text in numbers.items())
+    known = [found.pictures[number] for number in numbers if number in found.pictures]
+    return f'<tr><th scope="row"><span>{esc(name)}</span>{use}{mean_bar(known)}</th>{cells}</tr>'
 
 
-def _cell(job: Job, number: int, text: str, there: set[int]) -> str:
+def _cell(job: Job, number: int, text: str, there: set[int], found: Scores) -> str:
     if number not in there:
         return '<td><span class="s-nothing">…</span></td>'
     url = f"/media/job/{job.id}/picture/{number}"
+    score = found.pictures.get(number)
     return (
         f'<td><a class="s-cell" href="{url}" target="_blank">'
         f'<img src="{url}/small" alt="{esc(text)}" loading="lazy"></a>'
         f'<input type="checkbox" class="s-pick" data-field="cell" data-key="{job.id}-{number}"'
-        f' aria-label="For the slider: {esc(text)}"></td>'
+        f' aria-label="For the slider: {esc(text)}">{bar(score) if score is not None else ""}</td>'
     )
 
 

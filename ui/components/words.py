@@ -19,6 +19,8 @@ STATES: dict[State, str] = {
     "interrupted": "was interrupted and goes on by itself",
 }
 _DOING = {"train": "is learning", "sample": "is drawing", "fuse": "is being combined"}
+_COUNTED = {"pictures": "drawing", "scores": "scoring"}
+"""What a job of pictures does picture by picture."""
 _STAGES = {
     "base": "loading the base",
     "pictures": "reading the pictures",
@@ -44,17 +46,18 @@ def stage(job: Job) -> str:
     done = job.progress
     if job.state not in ACTIVE:
         return STATES[job.state]
-    if draws(job):
-        return f"drawing {min(done.stage_done + 1, done.stage_total)} of {done.stage_total}"
+    if doing := _counted(job):
+        return f"{doing} {min(done.stage_done + 1, done.stage_total)} of {done.stage_total}"
     if done.stage:
         counted = f" ({done.stage_done} of {done.stage_total})" if done.stage_total else ""
         return _STAGES.get(done.stage, done.stage) + counted
     return f"step {done.step} of {done.steps}" if done.steps else state(job)
 
 
-def draws(job: Job) -> bool:
-    """Whether it is at the pictures that it was asked for."""
-    return job.kind == "sample" and job.progress.stage == "pictures" and job.progress.stage_total > 0
+def _counted(job: Job) -> str:
+    """What it does to each of the pictures that it was asked for now, or ""."""
+    done = job.progress
+    return _COUNTED.get(done.stage, "") if job.kind == "sample" and done.stage_total > 0 else ""
 
 
 def share(job: Job) -> float | None:
@@ -62,7 +65,7 @@ def share(job: Job) -> float | None:
     done = job.progress
     if job.state == "done":
         return 1.0
-    if draws(job):
+    if _counted(job):
         return done.stage_done / done.stage_total
     return done.step / done.steps if done.steps else None
 
