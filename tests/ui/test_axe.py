@@ -51,9 +51,8 @@ def test_a_page_has_nothing_serious(page: Any, path: str) -> None:
 def test_a_form_with_everything_open_and_wrong_has_nothing_serious(page: Any) -> None:
     page.goto("/new?sample=1")
     expect(page.locator(".s-picture")).to_have_count(5)
-    expect(page.get_by_label("What it is, in a word")).not_to_have_value(
-        ""
-    )  # the draft has come: it overwrites nothing
+    # The draft has come: it overwrites nothing that is typed from here on.
+    expect(page.get_by_label("What it is, in a word")).not_to_have_value("")
     page.get_by_label("What it is, in a word").fill("")
     page.get_by_role("button", name="More control").click()
     page.locator('[id="knob-steps"]').fill("many")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from typing import Any
 
@@ -56,7 +55,7 @@ def test_a_page_is_never_blocked_by_a_run_of_5000_steps(staged_page: Any, puppet
     tasks = staged_page.evaluate("window.long")
     print("long tasks, ms:", [round(task) for task in sorted(tasks, reverse=True)])
     assert staged_page.evaluate("window.redrawn") > 0
-    assert statistics.median([0, *tasks]) < BEARABLE_MS  # a single one may be what else the machine does
+    assert max(tasks, default=0) < BEARABLE_MS
 
 
 def test_the_server_draws_a_run_of_5000_steps_in_a_moment(puppet: Puppet) -> None:
