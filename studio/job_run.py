@@ -8,7 +8,7 @@ from rich.console import Console
 
 from studio.claims import Claim, Lost
 from studio.failures import Failure, explain
-from studio.library import Library
+from studio.library import Library, clean
 from studio.runs import RunFolder
 from studio.stopping import Stop
 from studio.store import Ask, State
@@ -68,7 +68,8 @@ class JobRun(ABC):
         job, queue = self.claim.job, self.claim.queue
         try:
             if self.folder.adapter.exists():
-                Library(queue.home, queue.store).add(self.folder.adapter, job=job.id)
+                library = Library(queue.home, queue.store)
+                library.add(self.folder.adapter, name=clean(job.title) or None, job=job.id)
         except Exception as error:
             self._say(f"Warning: it is not in the library. {explain(error).what}")
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
+import re
 import secrets
-from urllib.parse import parse_qs
+from html import escape
+from urllib.parse import parse_qs, quote, urlencode
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
@@ -30,6 +32,9 @@ _HEADERS = {
     "referrer-policy": "same-origin",
 }
 _LOGIN_BYTES = 4096
+_LOCAL = re.compile(r"/(?![/\\])[^\\\x00-\x20\x7f]{0,2000}")
+"""An address of this server. What begins with two slashes names a host; browsers read a backslash as a slash, and leave
+tabs and line ends out."""
 _WAIT_SECONDS = 0.5
 
 
@@ -78,20 +83,23 @@ class Gate:
         if kind.lower() == "bearer" and await self._opens(given):
             return None
         if "text/html" in request.headers.get("accept", ""):
-            return RedirectResponse("/login", 303)
+            return RedirectResponse(f"/login?{urlencode({'next': _asked(request)})}", 303)
         return JSONResponse({"detail": "Log in first: POST username and password to /login."}, 401)
 
     async def _login(self, request: Request) -> Response:
+        onward = request.query_params.get("next", "")
+        onward = onward if _LOCAL.fullmatch(onward) else "/"
+        action = escape(f"/login?{urlencode({'next': onward})}")
         if request.method != "POST":
-            return HTMLResponse(_PAGE.format(message=""))
+            return HTMLResponse(_PAGE.format(message="", action=action))
         body = await _body(request)
         given = parse_qs(body.decode("utf-8", "replace")).get("password", [""])[0] if body is not None else ""
         if not await self._opens(given):
-            return HTMLResponse(_PAGE.format(message="That is not the password."), 401)
+            return HTMLResponse(_PAGE.format(message="That is not the password.", action=action), 401)
         token = secrets.token_urlsafe(32)
         self._sessions.add(token)
         wants_page = "text/html" in request.headers.get("accept", "")
-        done: Response = RedirectResponse("/", 303) if wants_page else JSONResponse({"success": True})
+        done: Response = RedirectResponse(onward, 303) if wants_page else JSONResponse({"success": True})
         done.set_cookie(COOKIE, token, httponly=True, samesite="strict", secure=request.url.scheme == "https")
         return done
 
@@ -108,6 +116,12 @@ class Gate:
 def _host(request: Request) -> str:
     host = request.headers.get("host", "")
     return host[: host.rfind("]") + 1] if host.startswith("[") else host.partition(":")[0]
+
+
+def _asked(request: Request) -> str:
+    """The address that was asked for, as far as it is this server's to answer."""
+    query = request.scope["query_string"].decode("latin-1")
+    return quote(request.scope["path"]) + (f"?{query}" if query else "")
 
 
 async def _body(request: Request) -> bytes | None:
@@ -143,7 +157,7 @@ input, button {{ font: inherit; padding: 10px 12px; border-radius: 10px; border:
 button {{ background: #127a6b; color: white; border: 0; font-weight: 600 }}
 [role=alert] {{ min-height: 1.5em; margin: 0 }}
 </style>
-<main><form method="post" action="/login"><h1>Spectral Studio</h1>
+<main><form method="post" action="{action}"><h1>Spectral Studio</h1>
 <label for="password">Password</label>
 <input id="password" name="password" type="password" autocomplete="current-password" autofocus required>
 <p role="alert">{message}</p><button>Log in</button></form></main></html>

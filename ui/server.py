@@ -30,8 +30,9 @@ from ui.theme import css, theme
 from ui.uploads import only_what_was_sent, uploads_dir
 
 MAX_UPLOAD = "2gb"
-"""A file beyond this is refused by Gradio itself: adapters of SDXL may have one. Every picture is judged on its own
-(ui/uploads.py)."""
+"""A file beyond this is refused by Gradio itself, with all that came in the same drop: adapters of SDXL can be large.
+Pictures have no tighter limit before they are here, since Gradio has one for all its components and an upload does not
+tell which it is for. A picture beyond ui.drafts.MAX_BYTES is named and refused alone, and what was sent is deleted."""
 
 
 @dataclass(frozen=True)

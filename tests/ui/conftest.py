@@ -22,12 +22,14 @@ import pytest
 from tests.ui.puppet import Puppet
 
 ROOT = Path(__file__).parents[2]
+OCTOPUS = sorted((ROOT / "examples" / "octopus").glob("*.png"))
 CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
 BEARABLE = re.compile(
     "Vega-Lite|was preloaded using link preload|Method not implemented"
     "|AbortError: signal is aborted without reason|Unexpected error Connection errored out"
 )
-"""What Gradio's own parts say: warnings, and what a page still waited for when it was left."""
+"""What Gradio's own parts say: warnings, and what a page still waited for. The last two are not said of pages that are
+left alone: limited to five seconds after a navigation or a close, they still came while a page stood (test_axe)."""
 
 
 def _free_port() -> int:
@@ -140,6 +142,15 @@ def opened(browser: Any, url: str, bearable: re.Pattern[str] = BEARABLE) -> Iter
 def page(browser: Any, server: Server) -> Iterator[Any]:
     with opened(browser, server.url) as tab:
         yield tab
+
+
+@pytest.fixture(scope="session")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that asks for a password, `open sesame`."""
+    pytest.importorskip("gradio", reason="gradio is not installed: the web pages were not tested")
+    running = Server(tmp_path_factory.mktemp("guarded"), ("--password", "open sesame")).start()
+    yield running
+    running.stop()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 from studio.failures import Failure
+from tests.ui.conftest import BEARABLE, Server, opened
 from tests.ui.puppet import Puppet
 from ui.app import pages
 
@@ -46,6 +48,21 @@ def test_a_page_has_nothing_serious(page: Any, path: str) -> None:
     expect(page.locator("#strip .s-strip")).to_be_visible()
     expect(page.get_by_role("heading", level=1)).to_be_visible()
     check(page)
+
+
+def test_the_login_has_nothing_serious(browser: Any, guarded: Server) -> None:
+    refused = re.compile(f"{BEARABLE.pattern}|status of 401")
+    with opened(browser, guarded.url, refused) as page:
+        page.goto("/library")
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            page.get_by_label("Password").fill("guess")
+            page.get_by_label("Password").press("Enter")
+            expect(page.get_by_role("alert")).to_contain_text("not the password")
+            assert serious(page) == [], scheme
+        page.get_by_label("Password").fill("open sesame")
+        page.get_by_role("button", name="Log in").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("Library")
 
 
 def test_a_form_with_everything_open_and_wrong_has_nothing_serious(page: Any) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from html import unescape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -78,13 +80,6 @@ def test_a_private_handler_takes_no_id_that_is_none(server: Server) -> None:
     _status(f"{server.url}/gradio_api/run/predict", data=body, headers={"content-type": "application/json"})
     assert not any(path.name in ("etc", "..") for path in (server.home / "drafts").glob("*"))
     assert _status(server.url) == 200
-
-
-@pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = Server(tmp_path_factory.mktemp("guarded"), ("--password", "open sesame")).start()
-    yield running
-    running.stop()
 
 
 def test_without_the_password_nothing_answers_but_the_login(guarded: Server) -> None:
@@ -284,3 +279,34 @@ def test_a_client_teaches_with_pictures_that_it_uploads(staged: Staged, puppet: 
 def test_a_bearer_of_the_password_needs_no_session(guarded: Server) -> None:
     for word, status in (("open sesame", 200), ("guess", 401)):
         assert _status(f"{guarded.url}/config", headers={"Authorization": f"Bearer {word}"}) == status
+
+
+def _login(server: Server, **options: Any) -> httpx.Response:
+    data, headers = {"password": "open sesame"}, {"accept": "text/html"}
+    return httpx.post(f"{server.url}/login", data=data, headers=headers, timeout=60, **options)
+
+
+def test_the_login_leads_to_the_address_that_was_asked_for(guarded: Server) -> None:
+    asked = "/run?job=abc&x=%C3%BC"
+    sent = httpx.get(guarded.url + asked, headers={"accept": "text/html"}, timeout=60)
+    assert sent.status_code == 303
+    form = httpx.get(guarded.url + sent.headers["location"], timeout=60).text
+    (action,) = re.findall(r'action="([^"]+)"', form)
+    answer = httpx.post(
+        guarded.url + unescape(action), data={"password": "open sesame"}, headers={"accept": "text/html"}, timeout=60
+    )
+    assert answer.status_code == 303 and answer.headers["location"] == asked
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["//evil.example", "/\\evil.example", "\\\\evil.example", "https://evil.example", "https:evil", "/\t/evil.example",
+     "/\r\n//evil", "javascript:alert(1)", "evil.example", " //evil.example", "", "/a\\..\\\\evil"],
+)  # fmt: skip
+def test_the_login_leads_to_no_other_host(guarded: Server, address: str) -> None:
+    assert _login(guarded, params={"next": address}).headers["location"] == "/"
+
+
+def test_the_login_shows_no_markup_of_an_address(guarded: Server) -> None:
+    page = httpx.get(f"{guarded.url}/login", params={"next": '/"><script>alert(1)</script>'}, timeout=60).text
+    assert "<script>" not in page and "%3Cscript%3E" in page

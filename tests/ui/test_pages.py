@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import io
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from tests.ui.conftest import OCTOPUS
+
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no page was opened")
 expect = sync_api.expect
 
-ROOT = Path(__file__).parents[2]
-OCTOPUS = sorted((ROOT / "examples" / "octopus").glob("*.png"))
 LONG = 150_000
 """Milliseconds that a short run may take on a busy machine."""
 
@@ -45,7 +43,7 @@ def _new(page: Any) -> None:
     expect(page.get_by_role("radio", name=re.compile("Quick"))).to_be_visible()
 
 
-def _short_run(page: Any, steps: int = 6) -> None:
+def _short_run(page: Any, steps: int) -> None:
     """Fills the whole form in as a person would, and starts."""
     _new(page)
     _drop(page, OCTOPUS[:2])
@@ -62,25 +60,6 @@ def _short_run(page: Any, steps: int = 6) -> None:
     expect(page.locator("#review")).to_contain_text(f"in {steps} steps")
     page.get_by_role("button", name="Start learning").click()
     page.wait_for_url("**/run?job=*")
-
-
-def test_from_pictures_to_a_file_that_the_command_line_loads(page: Any, tmp_path: Path) -> None:
-    _short_run(page)
-    expect(page.locator("#phase")).to_have_text("is ready", timeout=LONG)
-    expect(page.locator("#run-samples")).to_contain_text("step 6")
-    expect(page.locator("#loss")).to_be_visible()
-    with page.expect_download() as download:
-        page.get_by_role("link", name="Download").click()
-    file = tmp_path / "adapter.safetensors"
-    download.value.save_as(file)
-    told = subprocess.run(
-        [sys.executable, "-m", "studio", "info", str(file)], capture_output=True, text=True, cwd=ROOT, check=True
-    )
-    assert "octopus" in told.stdout
-    page.reload()
-    expect(page.locator("#phase")).to_have_text("is ready")
-    page.goto("/")
-    expect(page.locator("#results")).to_contain_text("octopus")
 
 
 def test_a_start_without_anything_says_so_beside_each_field_and_keeps_what_was_written(page: Any) -> None:
@@ -108,6 +87,34 @@ def test_a_setting_that_will_not_do_is_said_at_the_setting(page: Any) -> None:
     expect(knob).to_have_value("many")
     page.get_by_role("button", name="Set steps back").click()
     expect(page.locator('.s-knob:has([id="knob-steps"]) [role=alert]')).to_have_count(0)
+
+
+def test_changes_that_follow_each_other_quickly_all_arrive(page: Any) -> None:
+    page.goto("/new?sample=1")
+    expect(page.locator(".s-picture")).to_have_count(5)
+    page.get_by_role("button", name="More control").click()
+    expect(page.locator('[id="knob-steps"]')).to_be_visible()
+    captions = page.locator(".s-picture textarea")
+    page.evaluate(
+        """() => {
+          const write = (field, text) => {
+            field.value = text;
+            field.dispatchEvent(new Event('change', {bubbles: true}));
+          };
+          const captions = document.querySelectorAll('.s-picture textarea');
+          captions.forEach((field, number) => write(field, `caption ${number}`));
+          write(document.getElementById('knob-steps'), '77');
+          write(document.getElementById('knob-adapter.rank'), '3');
+        }"""
+    )
+    for key in ("steps", "adapter.rank"):
+        expect(page.locator(f'.s-knob:has([id="knob-{key}"]) .s-mark-changed')).to_be_attached()
+    page.reload()
+    page.get_by_role("button", name="More control").click()
+    for number in range(5):
+        expect(captions.nth(number)).to_have_value(f"caption {number}")
+    expect(page.locator('[id="knob-steps"]')).to_have_value("77")
+    expect(page.locator('[id="knob-adapter.rank"]')).to_have_value("3")
 
 
 def test_a_mixed_drop_is_judged_file_by_file(page: Any, tmp_path: Path) -> None:

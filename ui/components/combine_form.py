@@ -55,7 +55,7 @@ def empty_markup(count: int) -> str:
     """Where there are not two subjects to combine."""
     what = "Nothing to combine yet" if not count else "One subject is not enough"
     return (
-        f'<section class="s-empty"><h1>{what}</h1><p>Teach two subjects or more; then they can share a picture.</p>'
+        f'<section class="s-empty"><h2>{what}</h2><p>Teach two subjects or more; then they can share a picture.</p>'
         '<p><a class="s-button s-primary" href="/new">Teach a new subject</a></p></section>'
     )
 

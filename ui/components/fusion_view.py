@@ -25,10 +25,10 @@ _CAVEAT = (
 def going_markup(job: Job) -> str:
     """A fusion that is not done: its progress and a way out, or why there is no result and a way on."""
     head = f'<h2 id="result-title">{esc(job.title)}</h2>'
-    if job.failure is not None and job.state in GIVEN_UP:
+    if (failure := words.failure(job)) is not None:
         return (
-            f'<section class="s-card s-failure" role="alert">{head}<p>{esc(job.failure.what)}</p>'
-            f'<p class="s-quiet">{esc(job.failure.fix)}</p><div class="s-bar">{_again()}</div></section>'
+            f'<section class="s-card s-failure" role="alert">{head}<p>{esc(failure.what)}</p>'
+            f'<p class="s-quiet">{esc(failure.fix)}</p><div class="s-bar">{_again()}</div></section>'
         )
     total, done = job.progress.stage_total, job.progress.stage_done
     bar = f'<progress max="1" value="{done / total:.4f}" aria-label="progress"></progress>' if total else ""
@@ -110,8 +110,8 @@ def pictures_markup(shown: Sequence[Shown], jobs: Mapping[str, Job]) -> str:
 
 
 def _said(job: Job) -> str:
-    if job.failure is not None and job.state in GIVEN_UP:
-        return f"{job.failure.what} {job.failure.fix}"
+    if (failure := words.failure(job)) is not None:
+        return f"{failure.what} {failure.fix}"
     return "" if job.state == "done" else words.stage(job)
 
 

@@ -23,12 +23,14 @@ def address(job: Job) -> str:
 
 
 def picture(job: Job) -> str:
-    """What it has drawn, or the first picture that it learns from; an empty square where there is neither."""
+    """What it has drawn, a fusion's report, or the first picture that it learns from; else an empty square."""
     numbers = media.drawn_pictures(job)
     if url := sample_url(job):
         what = "newest sample"
     elif numbers:
         url, what = f"/media/job/{job.id}/picture/{numbers[0]}/small", "first picture"
+    elif (job.run / media.REPORT).is_file():
+        url, what = f"/media/job/{job.id}/report", "where its subjects meet"
     elif media.references(job):
         url, what = f"/media/job/{job.id}/reference/0", "one of its pictures"
     else:

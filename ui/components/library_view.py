@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from studio.library import Library
@@ -17,12 +17,20 @@ STEP = 48
 """Cards that come at a time."""
 _TAGS = 30
 SCRIPT = """
+let picked = new Set(), round = '0';
 element.addEventListener('change', event => {
-  const all = [...element.querySelectorAll('[data-field=pick]:checked')];
-  event.target.dataset.picked = all.map(box => box.dataset.adapter).join(',');
+  if (event.target.dataset.field !== 'pick') return;
+  picked[event.target.checked ? 'add' : 'delete'](event.target.dataset.adapter);
+  event.target.dataset.picked = [...picked].join(',');
 }, true);
+watch('value', () => {
+  const drawn = element.querySelector('[data-round]')?.dataset.round ?? round;
+  if (drawn !== round) { picked.clear(); round = drawn; }
+  for (const box of element.querySelectorAll('[data-field=pick]')) box.checked = picked.has(box.dataset.adapter);
+});
 """
-"""Each pick tells all of them: two that follow each other quickly are then not one."""
+"""The browser knows what is picked until the server begins another round: cards that a job redraws meanwhile may be
+older than the last pick. Each pick tells all of them: two that follow each other quickly are then not one."""
 _NOTHING = {
     (False, False): "<p>Nothing is here yet. What you teach comes here by itself; files of other programs can be "
     'imported.</p><p><a class="s-button s-primary" href="/new">Teach a new subject</a></p>',
@@ -41,6 +49,11 @@ class View:
     trashed: bool = False
     picked: tuple[str, ...] = ()
     count: int = STEP
+    round: int = 0
+    """One more whenever what was picked no longer is."""
+
+    def unpicked(self) -> View:
+        return replace(self, picked=(), round=self.round + 1)
 
 
 def taught(entry: LibraryAdapter) -> str:
@@ -92,7 +105,7 @@ def cards(studio: Studio, view: View) -> str:
         return f'<div class="s-empty">{_NOTHING[view.trashed, bool(view.text or view.tag)]}</div>'
     shown = "".join(_card(studio, entry, view) for entry in found[: view.count])
     more = button("Show more", "more", key="more") if len(found) > view.count else ""
-    return f'<ul class="s-adapters" aria-label="Adapters">{shown}</ul>{more}'
+    return f'<ul class="s-adapters" aria-label="Adapters" data-round="{view.round}">{shown}</ul>{more}'
 
 
 def _card(studio: Studio, entry: LibraryAdapter, view: View) -> str:

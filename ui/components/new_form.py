@@ -50,7 +50,7 @@ class Form:
         self, draft: Draft, parts: Sequence[str] = PARTS, refused: Sequence[str] = (), problems: Problems | None = None
     ) -> list[Any]:
         """A value for each part, or a skip. With `problems`, a start was refused: they are said beside their fields."""
-        plan, wrong = subject.plan(self.studio, draft)
+        plan, wrong = subject.plan(self.studio, draft) if set(parts) - {"pictures"} else (None, Problems())
         lacking = subject.missing(draft).fields if draft.refused else {}
         found = Problems({**wrong.fields, **lacking, **(problems.fields if problems is not None else {})})
         draw: dict[str, Callable[[], Any]] = {

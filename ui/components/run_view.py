@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from studio.job_texts import prompts as prompts_of
-from studio.store import Ask, Job
-from studio.store.states import ACTIVE, GIVEN_UP, WAITING
+from studio.store import Ask, Job, LibraryAdapter
+from studio.store.states import ACTIVE, WAITING
 from ui.components import words
 from ui.components.markup import button, esc, message
 from ui.course import Course
@@ -37,13 +37,13 @@ _TOLD = {
 }
 
 
-def actions(job: Job, asked: Sequence[Ask] = ()) -> str:
-    """What can be asked of it in its state, and what it was asked and has not done yet."""
+def actions(job: Job, asked: Sequence[Ask] = (), entry: LibraryAdapter | None = None) -> str:
+    """What can be asked of it in its state, with the `entry` that it made, and what it has not done yet."""
     found: list[str] = []
+    if entry is not None and entry.trashed_at is None:
+        found.append(f'<a class="s-button s-primary" href="/create?adapters={entry.id}">Create with it</a>')
     if job.state == "done":
-        found.append(
-            f'<a class="s-button s-primary" id="download" href="/media/job/{job.id}/adapter" download>Download</a>'
-        )
+        found.append(f'<a class="s-button" id="download" href="/media/job/{job.id}/adapter" download>Download</a>')
         found.append(f'<a class="s-button" href="/compare?job={job.id}">Compare checkpoints</a>')
     if job.state in (*ACTIVE, *WAITING):
         found.append(button("Pause", "pause"))
@@ -62,16 +62,17 @@ def actions(job: Job, asked: Sequence[Ask] = ()) -> str:
 
 def failure(job: Job) -> str:
     """What went wrong, and a button that helps."""
-    if job.failure is None or job.state not in GIVEN_UP:
+    found = words.failure(job)
+    if found is None:
         return ""
-    fix = "The button below begins it again with settings that take less." if job.failure.remedy else job.failure.fix
-    helps = button("Try again", "retry", kind="" if job.failure.remedy else "s-primary")
-    if job.failure.remedy:
-        words_of = job.failure.remedy.replace("-", " ")
-        helps = button(f"Try again with {words_of}", "remedy", kind="s-primary", preset=job.failure.remedy) + helps
+    fix = "The button below begins it again with settings that take less." if found.remedy else found.fix
+    helps = button("Try again", "retry", kind="" if found.remedy else "s-primary")
+    if found.remedy:
+        words_of = found.remedy.replace("-", " ")
+        helps = button(f"Try again with {words_of}", "remedy", kind="s-primary", preset=found.remedy) + helps
     return (
         '<section class="s-card s-failure" role="alert" aria-labelledby="failure-title">'
-        f'<h2 id="failure-title">It did not work out</h2><p>{esc(job.failure.what)}</p>'
+        f'<h2 id="failure-title">It did not work out</h2><p>{esc(found.what)}</p>'
         f'<p class="s-quiet">{esc(fix)}</p><div class="s-bar">{helps}</div></section>'
     )
 

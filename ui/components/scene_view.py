@@ -8,7 +8,7 @@ from studio.paths import LIBRARY_PREFIX
 from studio.store import Job, SampleRequest, Use
 from studio.store.states import ACTIVE, GIVEN_UP, WAITING
 from ui import media, scenes
-from ui.components import words
+from ui.components import library_view, words
 from ui.components.markup import button, esc, message
 from ui.scenes import Scene
 from ui.studio import Studio
@@ -49,9 +49,10 @@ def chips_markup(studio: Studio, scene: Scene) -> str:
         more = reason or (said if said != entry.name else "")
         state = f' aria-pressed="{str(pressed).lower()}"' + (' aria-disabled="true"' if reason else "")
         quiet = f' <span class="s-quiet">{esc(more)}</span>' if more else ""
+        face = library_view.picture(entry) if entry.thumbnail is not None else ""
         chips.append(
             f'<button type="button" class="s-subject" data-action="use" data-adapter="{entry.id}"'
-            f' data-key="chip-{entry.id}"{state}>{esc(entry.name)}{quiet}</button>'
+            f' data-key="chip-{entry.id}"{state}>{face}{esc(entry.name)}{quiet}</button>'
         )
     return f'<div class="s-subjects" role="group" aria-label="Subjects">{"".join(chips)}</div>'
 
@@ -106,7 +107,7 @@ def _state(job: Job) -> str:
         ways += button("Resume", "resume", key="resume")
     if job.state in GIVEN_UP:
         ways += button("Try again" if job.state == "failed" else "Go on after all", "retry", key="retry")
-    failed = job.failure if job.state == "failed" else None
+    failed = words.failure(job)
     said = message(f"{failed.what} {failed.fix}", elem_id="drawing-failure") if failed else ""
     phase = f'<p class="s-phase" role="status" id="phase">{esc(words.stage(job))}</p>'
     return f'<div class="s-drawing">{phase}{bar}<span class="s-bar">{ways}</span></div>{said}'

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from studio.failures import Failure
 from studio.progress import duration, size, speed
 from studio.store import Job
-from studio.store.states import ACTIVE, State
+from studio.store.states import ACTIVE, GIVEN_UP, State
 
 STATES: dict[State, str] = {
     "queued": "waits its turn",
@@ -33,6 +34,11 @@ _STAGES = {
 
 def state(job: Job) -> str:
     return _DOING[job.kind] if job.state == "running" else STATES[job.state]
+
+
+def failure(job: Job) -> Failure | None:
+    """Why it was given up, if it was and that is known."""
+    return job.failure if job.state in GIVEN_UP else None
 
 
 def stage(job: Job) -> str:

@@ -41,7 +41,7 @@ def build(studio: Studio, live: Live, demo: gr.Blocks) -> Any:
     def sifted(view: View, text: str) -> list[Any]:
         if text[:200] == view.text:
             return [view, *[gr.skip()] * len(parts)]
-        view = replace(view, text=text[:200], picked=(), count=library_view.STEP)
+        view = replace(view.unpicked(), text=text[:200], count=library_view.STEP)
         return [view, gr.skip(), *_drawn(studio, view)]
 
     def picked(view: View, event: gr.EventData) -> list[Any]:
@@ -90,7 +90,7 @@ def pick(view: View, told: dict[str, str]) -> View:
 
 def act(studio: Studio, view: View, told: dict[str, str]) -> tuple[View, str]:
     """What a button says: the view after it, and what is said of it."""
-    library, fresh = studio.library, replace(view, picked=())
+    library, fresh = studio.library, view.unpicked()
     match told.get("action"):
         case "tag":
             tag = told.get("tag", "")

@@ -18,6 +18,9 @@ from ui.pages import page
 from ui.studio import Studio
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+# Gradio's usual "once" drops what comes while the one before is under way. One after the other: what is drawn last is
+# drawn from the last change.
+_EVERY: dict[str, Any] = {**_PRIVATE, "trigger_mode": "multiple", "concurrency_id": "new", "concurrency_limit": 1}
 _REMEMBER = "(id) => { history.replaceState(null, '', '/new?draft=' + id); }"
 _GO = "(id) => { if (id) location.assign('/run?job=' + id); }"
 
@@ -52,8 +55,10 @@ def build(studio: Studio, live: Live, demo: gr.Blocks) -> None:
     inputs = [fields[name] for name in ("name", "kind", "class_word", "trigger")]
     loaded = demo.load(_loader(studio), None, [draft_id, *inputs, base], **_PRIVATE)
     loaded.then(None, draft_id, None, js=_REMEMBER, api_visibility="private")
-    loaded.then(_filler(screen, PARTS), [draft_id, *inputs], screen.outputs(), **_PRIVATE)
-    _wire_pictures(studio, screen, draft_id, drop, pictures)
+    # Pictures need no clerk, who takes a while to wake: they come first, and what he tells does not redraw them.
+    loaded.then(_filler(screen, ("pictures",)), [draft_id, *inputs], screen.outputs(), **_PRIVATE)
+    loaded.then(_filler(screen, PARTS[1:]), [draft_id, *inputs], screen.outputs(), **_PRIVATE)
+    _wire_pictures(studio, screen, draft_id, drop, pictures, loaded)
     _wire_fields(screen, draft_id, inputs, fields, base)
     _wire_settings(studio, screen, draft_id, presets, settings)
     started = start.click(_starter(studio, screen), [draft_id, *inputs], [job_id, *screen.outputs()], **_PRIVATE)
@@ -141,12 +146,25 @@ def _copied(studio: Studio, id: str, job: str) -> Draft:
         return studio.drafts.get(id)
 
 
-def _wire_pictures(studio: Studio, screen: Form, draft_id: Any, drop: Any, pictures: Any) -> None:
-    def dropped(id: str, files: list[str] | None) -> list[Any]:
-        def take(draft: Draft) -> list[str]:
-            return uploads.take(studio.drafts, draft, uploads.received(studio.home, files or []))
+def _wire_pictures(studio: Studio, screen: Form, draft_id: Any, drop: Any, pictures: Any, loaded: Any) -> None:
+    early = gr.State()
+    """What was dropped while the page was still coming."""
 
-        return [None, *screen.change(id, take, ("pictures", "review"))]
+    def dropped(id: str, files: list[str] | None) -> list[Any]:
+        if not id or not files:
+            return [gr.skip(), files, *screen.only()]
+
+        def take(draft: Draft) -> list[str]:
+            sent = uploads.received(studio.home, files)
+            refused = uploads.take(studio.drafts, draft, sent)
+            for file in sent:
+                file.unlink(missing_ok=True)
+            return refused
+
+        return [None, None, *screen.change(id, take, ("pictures",))]
+
+    def reviewed(id: str) -> list[Any]:
+        return screen.change(id, lambda draft: None, ("review",))
 
     def acted(id: str, event: gr.EventData) -> list[Any]:
         told = details(event)
@@ -161,9 +179,15 @@ def _wire_pictures(studio: Studio, screen: Form, draft_id: Any, drop: Any, pictu
                 if picture.id == told.get("picture"):
                     picture.caption = " ".join(told.get("value", "").split())[:1000]
 
-    drop.upload(dropped, [draft_id, drop], [drop, *screen.outputs()], **{**_PRIVATE, "show_progress": "minimal"})
-    pictures.click(acted, draft_id, screen.outputs(), **_PRIVATE)
-    pictures.input(captioned, draft_id, None, **_PRIVATE)
+    outputs = [drop, early, *screen.outputs()]
+    taken = (
+        loaded.then(dropped, [draft_id, early], outputs, **_PRIVATE),
+        drop.upload(dropped, [draft_id, drop], outputs, **{**_PRIVATE, "show_progress": "minimal"}),
+    )
+    for event in taken:
+        event.then(reviewed, draft_id, screen.outputs(), **_PRIVATE)
+    pictures.click(acted, draft_id, screen.outputs(), **_EVERY)
+    pictures.input(captioned, draft_id, None, **_EVERY)
 
 
 def _wire_fields(screen: Form, draft_id: Any, inputs: list[Any], fields: dict[str, Any], base: Any) -> None:
@@ -229,9 +253,9 @@ def _wire_settings(studio: Studio, screen: Form, draft_id: Any, presets: Any, se
         return screen.change(id, lambda draft: setattr(draft, "settings", found))
 
     outputs = screen.outputs()
-    presets.input(preset_chosen, draft_id, outputs, **_PRIVATE)
-    settings["knobs"].input(knob_set, draft_id, outputs, **_PRIVATE)
-    settings["knobs"].click(knob_reset, draft_id, outputs, **_PRIVATE)
+    presets.input(preset_chosen, draft_id, outputs, **_EVERY)
+    settings["knobs"].input(knob_set, draft_id, outputs, **_EVERY)
+    settings["knobs"].click(knob_reset, draft_id, outputs, **_EVERY)
     settings["_apply"].click(use_yaml, [draft_id, settings["yaml"]], outputs, **_PRIVATE)
 
 

@@ -91,7 +91,7 @@ def drawn(studio: Studio, courses: Courses, id: str) -> list[Any]:
     plot = gr.LinePlot(_frame(points), visible=True) if len(points) > 1 else hidden
     return [
         run_view.head(job),
-        run_view.actions(job, studio.queue.asked(job.id)),
+        run_view.actions(job, studio.queue.asked(job.id), studio.library.of_job(job.id)),
         run_view.failure(job),
         run_view.notes(course),
         run_view.samples(job, course),

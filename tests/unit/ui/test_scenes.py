@@ -11,16 +11,18 @@ pytest.importorskip("gradio", reason="gradio is not installed: the web pages wer
 
 from adapters.errors import FileFormatError, UserInputError
 from studio.paths import picture_name
-from studio.queue import Queue
+from studio.queue import Queue, Submission
 from studio.recipe import AdapterUse, Recipe, save_png
-from studio.store import SampleRequest, Summary, jobs
-from tests.library import made
+from studio.store import FuseRequest, SampleRequest, Summary, jobs
+from tests.library import made, picture
 from tests.submissions import submission
+from trainers.thumbnail import data_url
 from ui import media, scene_sources, scenes
 from ui.api import describe
 from ui.components import jobs as job_cards
 from ui.components import words
 from ui.components.regions import regions_markup
+from ui.components.scene_view import chips_markup
 from ui.course import Courses
 from ui.forms import Forms
 from ui.pages.run import drawn
@@ -170,6 +172,23 @@ def test_what_is_no_region_is_not_drawn_and_no_markup_comes_through():
     markup = regions_markup(["left half: <b>", "nan,0,1,1: a", "junk"], (160, 96))
     assert markup.count("[0.0, 0.0, 0.5, 1.0]") == 1
     assert "nan" not in markup and "<b>" not in markup
+
+
+def test_a_subject_to_choose_shows_its_thumbnail_where_it_has_one(studio: Studio, cat: str, tmp_path: Path):
+    url = data_url(picture(tmp_path / "picture.png"))
+    dog = studio.library.add(made(tmp_path / "seen.safetensors", 4, base_hash="a", thumbnail=url))
+    chips = chips_markup(studio, scene())
+    assert f'<img src="/media/library/{dog}/thumbnail" alt="" loading="lazy">' in chips
+    assert f"/media/library/{cat}/" not in chips and "no picture" not in chips
+
+
+def test_a_fusion_is_shown_by_its_report(studio: Studio, dog: str, cat: str):
+    request = FuseRequest(base="embedded", adapters=(f"lib:{dog}", f"lib:{cat}"), how="mean")
+    job = studio.queue.get_job(studio.queue.submit(Submission(request=request, title="both")))
+    assert "<img" not in job_cards.picture(job)
+    job.run.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(job.run / media.REPORT)
+    assert f'src="/media/job/{job.id}/report"' in job_cards.picture(job)
 
 
 def test_a_job_of_pictures_is_shown_on_its_own_page(studio: Studio):
