@@ -28,8 +28,8 @@ BEARABLE = re.compile(
     "Vega-Lite|was preloaded using link preload|Method not implemented"
     "|AbortError: signal is aborted without reason|Unexpected error Connection errored out"
 )
-"""What Gradio's own parts say: warnings, and what a page still waited for. The last two are not said of pages that are
-left alone: limited to five seconds after a navigation or a close, they still came while a page stood (test_axe)."""
+"""What Gradio's own parts say: warnings, and what a page still waited for. What brings the
+last two was not found out: they come while a page stands, too."""
 
 
 def _free_port() -> int:

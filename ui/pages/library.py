@@ -19,6 +19,8 @@ from ui.pages import page
 from ui.studio import Studio
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+# One after the other: two picks that follow each other quickly must be answered in their order.
+_IN_TURN: dict[str, Any] = {**_PRIVATE, "trigger_mode": "multiple", "concurrency_limit": 1}
 _ID = re.compile(r"\b[0-9a-f]{64}\b")
 
 
@@ -53,7 +55,7 @@ def build(studio: Studio, live: Live, demo: gr.Blocks) -> Any:
 
     for part in parts:
         part.click(acted, view, [view, *parts], **_PRIVATE)
-    parts[2].input(picked, view, [view, parts[3]], trigger_mode="multiple", **_PRIVATE)
+    parts[2].input(picked, view, [view, parts[3]], **_IN_TURN)
     text.change(sifted, [view, text], [view, *parts], trigger_mode="always_last", **_PRIVATE)
     sent.upload(received, [view, sent], [sent, view, *parts], **{**_PRIVATE, "show_progress": "minimal"})
     return demo.load(_asked, None, [view, text], **_PRIVATE)

@@ -18,9 +18,10 @@ from ui.pages import page
 from ui.studio import Studio
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-# Gradio's usual "once" drops what comes while the one before is under way. One after the other: what is drawn last is
-# drawn from the last change.
-_EVERY: dict[str, Any] = {**_PRIVATE, "trigger_mode": "multiple", "concurrency_id": "new", "concurrency_limit": 1}
+# One after the other: the clerk may take his time, and what is drawn last has to be drawn from the last change.
+_IN_TURN: dict[str, Any] = {**_PRIVATE, "concurrency_id": "new", "concurrency_limit": 1}
+# Gradio's usual "once" drops what comes while the one before is under way.
+_EVERY: dict[str, Any] = {**_IN_TURN, "trigger_mode": "multiple"}
 _REMEMBER = "(id) => { history.replaceState(null, '', '/new?draft=' + id); }"
 _GO = "(id) => { if (id) location.assign('/run?job=' + id); }"
 
@@ -57,11 +58,11 @@ def build(studio: Studio, live: Live, demo: gr.Blocks) -> None:
     loaded.then(None, draft_id, None, js=_REMEMBER, api_visibility="private")
     # Pictures need no clerk, who takes a while to wake: they come first, and what he tells does not redraw them.
     loaded.then(_filler(screen, ("pictures",)), [draft_id, *inputs], screen.outputs(), **_PRIVATE)
-    loaded.then(_filler(screen, PARTS[1:]), [draft_id, *inputs], screen.outputs(), **_PRIVATE)
+    loaded.then(_filler(screen, PARTS[1:]), [draft_id, *inputs], screen.outputs(), **_IN_TURN)
     _wire_pictures(studio, screen, draft_id, drop, pictures, loaded)
     _wire_fields(screen, draft_id, inputs, fields, base)
     _wire_settings(studio, screen, draft_id, presets, settings)
-    started = start.click(_starter(studio, screen), [draft_id, *inputs], [job_id, *screen.outputs()], **_PRIVATE)
+    started = start.click(_starter(studio, screen), [draft_id, *inputs], [job_id, *screen.outputs()], **_IN_TURN)
     started.then(None, job_id, None, js=_GO, api_visibility="private")
 
 
@@ -185,7 +186,7 @@ def _wire_pictures(studio: Studio, screen: Form, draft_id: Any, drop: Any, pictu
         drop.upload(dropped, [draft_id, drop], outputs, **{**_PRIVATE, "show_progress": "minimal"}),
     )
     for event in taken:
-        event.then(reviewed, draft_id, screen.outputs(), **_PRIVATE)
+        event.then(reviewed, draft_id, screen.outputs(), **_EVERY)
     pictures.click(acted, draft_id, screen.outputs(), **_EVERY)
     pictures.input(captioned, draft_id, None, **_EVERY)
 
@@ -205,11 +206,11 @@ def _wire_fields(screen: Form, draft_id: Any, inputs: list[Any], fields: dict[st
     outputs = screen.outputs()
     texts = [fields[name] for name in ("name", "class_word", "trigger")]
     moments = [listener for text in texts for listener in (text.input, text.blur)]  # input: typed; blur: pasted, too
-    gr.on(moments, filled, [draft_id, *inputs], outputs, trigger_mode="always_last", **_PRIVATE)
+    gr.on(moments, filled, [draft_id, *inputs], outputs, trigger_mode="always_last", **_IN_TURN)
     fields["kind"].input(kind_chosen, inputs[1:3], inputs[2], **_PRIVATE).then(
-        filled, [draft_id, *inputs], outputs, **_PRIVATE
+        filled, [draft_id, *inputs], outputs, **_EVERY
     )
-    base.input(base_chosen, [draft_id, base], outputs, **_PRIVATE)
+    base.input(base_chosen, [draft_id, base], outputs, **_EVERY)
 
 
 def _filler(screen: Form, parts: Sequence[str]) -> Callable[..., list[Any]]:
@@ -256,7 +257,7 @@ def _wire_settings(studio: Studio, screen: Form, draft_id: Any, presets: Any, se
     presets.input(preset_chosen, draft_id, outputs, **_EVERY)
     settings["knobs"].input(knob_set, draft_id, outputs, **_EVERY)
     settings["knobs"].click(knob_reset, draft_id, outputs, **_EVERY)
-    settings["_apply"].click(use_yaml, [draft_id, settings["yaml"]], outputs, **_PRIVATE)
+    settings["_apply"].click(use_yaml, [draft_id, settings["yaml"]], outputs, **_IN_TURN)
 
 
 def _starter(studio: Studio, screen: Form) -> Callable[..., list[Any]]:
