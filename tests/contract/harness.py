@@ -70,7 +70,7 @@ class Base(nn.Module):
 
     def __init__(self, layer: Layer, dtype: torch.dtype, device: str = "cpu") -> None:
         super().__init__()
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed formats three stacks for GPUs that are not there
         self.layer = layer.make().to(device, dtype)
         self.x = torch.randn(layer.input_shape).to(device, dtype)
 

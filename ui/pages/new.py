@@ -16,6 +16,7 @@ from ui.components.new_form import PARTS, Form
 from ui.drafts import Draft
 from ui.pages import page
 from ui.studio import Studio
+from ui.subject import Problems
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
 # One after the other: the clerk may take his time, and what is drawn last has to be drawn from the last change.
@@ -30,7 +31,6 @@ _GO = "(id) => { if (id) location.assign('/run?job=' + id); }"
 def build(studio: Studio, live: Live, demo: gr.Blocks) -> None:
     screen = Form(studio)
     draft_id = gr.Textbox(visible=False)
-    job_id = gr.Textbox(visible=False)
     plain_html("<h1>New subject</h1>")
     with gr.Column(elem_classes="s-step"):
         plain_html("<h2>1. Pictures</h2><p class='s-quiet'>Five to twenty, showing it from several sides and in "
@@ -62,8 +62,7 @@ def build(studio: Studio, live: Live, demo: gr.Blocks) -> None:
     _wire_pictures(studio, screen, draft_id, drop, pictures, loaded)
     _wire_fields(screen, draft_id, inputs, fields, base)
     _wire_settings(studio, screen, draft_id, presets, settings)
-    started = start.click(_starter(studio, screen), [draft_id, *inputs], [job_id, *screen.outputs()], **_IN_TURN)
-    started.then(None, job_id, None, js=_GO, api_visibility="private")
+    _wire_start(studio, screen, start, [draft_id, *inputs])
 
 
 def _subject_fields() -> dict[str, Any]:
@@ -260,13 +259,22 @@ def _wire_settings(studio: Studio, screen: Form, draft_id: Any, presets: Any, se
     settings["_apply"].click(use_yaml, [draft_id, settings["yaml"]], outputs, **_IN_TURN)
 
 
-def _starter(studio: Studio, screen: Form) -> Callable[..., list[Any]]:
-    def start(id: str, name: str, kind: str, class_word: str, trigger: str) -> list[Any]:
+def _wire_start(studio: Studio, screen: Form, button: Any, inputs: list[Any]) -> None:
+    job_id, told = gr.Textbox(visible=False), gr.State()
+
+    def start(id: str, name: str, kind: str, class_word: str, trigger: str) -> tuple[str, Problems | None]:
         with studio.drafts.changing(id) as draft:
             put_fields(draft, name, kind, class_word, trigger)
         job, problems = subject.start(studio, draft)
         with studio.drafts.changing(id) as draft:
             draft.refused = not job
-        return [job, *screen.show(draft, problems=problems)]
+        return job, None if job else problems
 
-    return start
+    def refused(id: str, problems: Problems | None) -> list[Any]:
+        return screen.only() if problems is None else screen.show(studio.drafts.get(id), problems=problems)
+
+    started = button.click(start, inputs, [job_id, told], **_IN_TURN)
+    started.then(None, job_id, None, js=_GO, api_visibility="private")
+    # An event of its own: Gradio's browser side may take two answers that come together in the wrong order, and what a
+    # field's last change drew would then lie over the refusal.
+    started.then(refused, [inputs[0], told], screen.outputs(), **_IN_TURN)
