@@ -26,6 +26,8 @@ _DEPTH = 3
 """The transformer block that is looked at in each of its attentions: FreeFuse's choice for SDXL."""
 _BLUR = 0.1
 """The blur's deviation as a part of the picture's shorter side."""
+_ROUNDING = 32
+"""Units in the last place by which a flat map may vary once it is blurred."""
 
 
 @dataclass
@@ -89,7 +91,8 @@ def standardised(maps: Float[Tensor, "p n h w"]) -> Float[Tensor, "p n h w"]:
     """Each map with mean 0 and deviation 1: no subject's words are louder than another's. A flat one is 0."""
     centred = maps - maps.mean((2, 3), keepdim=True)
     deviation = centred.square().mean((2, 3), keepdim=True).sqrt()
-    return centred / deviation.clamp_min(torch.finfo(maps.dtype).eps)
+    rounding = _ROUNDING * torch.finfo(maps.dtype).eps * maps.abs().amax((2, 3), keepdim=True)
+    return torch.where(deviation > rounding, centred / deviation, 0.0)
 
 
 def blurred(maps: Float[Tensor, "p n h w"], deviation: float) -> Float[Tensor, "p n h w"]:

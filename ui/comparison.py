@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +208,24 @@ def grid(asked: SampleRequest) -> Grid | None:
         return None
     first = asked.drawings[:width]
     several = len({one.uses[0].strength for one in first}) > 1
-    return Grid(rows, [f"{one.prompt}, × {one.uses[0].strength:g}" if several else one.prompt for one in first])
+    heads = [in_common([one.prompt for one in asked.drawings[column::width]]) for column in range(width)]
+    strengths = [f", × {one.uses[0].strength:g}" if several else "" for one in first]
+    return Grid(rows, [head + strength for head, strength in zip(heads, strengths, strict=True)])
+
+
+def in_common(prompts: Sequence[str]) -> str:
+    """The words that all begin and end with; "…" for what each row has of its own."""
+    lines = [prompt.split(" ") for prompt in prompts]
+    begin = _begin(lines)
+    rests = [line[len(begin) :] for line in lines]
+    if not any(rests):
+        return prompts[0]
+    end = _begin([rest[::-1] for rest in rests])[::-1]
+    return " ".join([*begin, "…", *end])
+
+
+def _begin(lines: Sequence[Sequence[str]]) -> list[str]:
+    return [words[0] for words in takewhile(lambda words: len(set(words)) == 1, zip(*lines, strict=False))]
 
 
 def prompts(offered: Source, asked: SampleRequest | None) -> str:

@@ -24,14 +24,18 @@ from trainers.world import ALONE
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora": {},
-    "masks, caption dropout, accumulation": {
+    "masks, dropouts, accumulation, gradient checkpointing": {
         "data": {"folder": ".", "captions": {"trigger": "sks", "dropout": 0.5}, "masked_loss": True},
+        "adapter": {"method": "lora", "rank": 4, "dropout": 0.3},
         "gradient_accumulation": 2,
+        "gradient_checkpointing": True,
     },
-    "dropout": {"adapter": {"method": "lora", "rank": 4, "dropout": 0.3}},
-    "gradient checkpointing": {"gradient_checkpointing": True},
-    "class pictures": {"prior": {"weight": 0.5, "pictures": 2}, "batch_size": 2, "sample": {"inference_steps": 1}},
-    "text encoders": {"targets": {"unet": "attention", "text_encoder": "attention", "text_encoder_2": "attention"}},
+    "class pictures, text encoders": {
+        "prior": {"weight": 0.5, "pictures": 2},
+        "batch_size": 2,
+        "sample": {"inference_steps": 1},
+        "targets": {"unet": "attention", "text_encoder": "attention", "text_encoder_2": "attention"},
+    },
     "rule": {"optim": {"rule": "lora-fa"}, "adapter": {"method": "lora", "init": "pissa"}},
 }
 

@@ -29,9 +29,9 @@ def last(events: list, kind: type):
     return [event for event in events if isinstance(event, kind)][-1]
 
 
-@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("dora", marks=pytest.mark.slow)])
 def test_training_lowers_the_loss_on_noise_it_never_saw(pictures: Path, cache: Path, tmp_path: Path, method: str):
-    config = quick_config(pictures, adapter={"method": method, "rank": 8}, steps=40, batch_size=2)
+    config = quick_config(pictures, adapter={"method": method, "rank": 8}, steps=30, batch_size=2)
     validated = last(run(config, tmp_path, cache), Validated)
     assert validated.loss < 0.95 * validated.base_loss
 

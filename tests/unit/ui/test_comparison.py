@@ -66,7 +66,7 @@ def test_a_grid_is_read_back_off_what_was_asked_for(studio: Studio) -> None:
     whole = asked(studio, offered, Asked(ids, f"{TEMPLATE}\n{{trigger}}", "1"))
     shown = comparison.grid(whole)
     assert shown is not None
-    assert shown.rows == [f"lib:{id}" for id in ids] and shown.columns == ["a sks dog on a beach", "sks"]
+    assert shown.rows == [f"lib:{id}" for id in ids] and shown.columns == ["a … on a beach", "…"]
     assert whole.drawings[shown.number(1, 1)].prompt == "zwx"
 
 
@@ -128,3 +128,16 @@ def test_a_checkpoint_that_is_used_comes_into_the_library_under_its_runs_name(
     drawn = studio.queue.get_job(studio.queue.submit(Submission(request=whole, title="x")))
     id = comparison.keep(studio, drawn, 1)
     assert studio.library.get_adapter(id).name == "Rex, step 40"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "head"),
+    [
+        (["a sks dog in snow", "a zwx red car in snow"], "a … in snow"),
+        (["a sks dog", "a sks dog"], "a sks dog"),
+        (["sks", "sks sks"], "sks …"),
+        (["a b", "c d"], "…"),
+    ],
+)
+def test_a_column_is_headed_by_the_words_that_its_rows_share(prompts: list[str], head: str) -> None:
+    assert comparison.in_common(prompts) == head
