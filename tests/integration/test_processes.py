@@ -141,6 +141,8 @@ def test_what_fails_in_one_process_ends_the_command_with_its_sentence(pictures: 
         "5",
         "--set",
         "batch_size=2",
+        "--set",
+        "prior.weight=0",
         "--out",
         str(tmp_path / "o"),
         "--gpus",
