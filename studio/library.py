@@ -51,6 +51,11 @@ class Library:
 
     # --- looking ------------------------------------------------------------------------------------------
 
+    def revision(self) -> int:
+        """Grows whenever any entry changes, whoever changes it."""
+        with self.store.reading() as session:
+            return adapters.changes(session)
+
     def list_adapters(
         self,
         text: str = "",
@@ -84,7 +89,10 @@ class Library:
         """The file. UserInputError where it is in the trash, MissingError where it has vanished."""
         entry = self.get_adapter(id)
         if entry.trashed_at is not None:
-            raise UserInputError(f"{entry.name} is in the trash.", f"studio library restore {entry.id[:12]}")
+            raise UserInputError(
+                f"{entry.name} is in the trash.",
+                f"Take it out again: on the Library page, or by studio library restore {entry.id[:12]}.",
+            )
         if not self.has_file(entry):
             raise MissingError(
                 f"The file of {entry.name} has vanished: there is no {self.folder / entry.file}.",

@@ -42,8 +42,8 @@ class Studio:
         return self.queue.home
 
     def revision(self) -> int:
-        """Grows whenever a job or an export moves: while it is the same, pages show what is."""
-        return self.queue.revision() + self.exports.revision
+        """Grows whenever a job, an export or the library moves: while it is the same, pages show what is."""
+        return self.queue.revision() + self.library.revision() + self.exports.revision
 
     def open(self) -> None:
         self.exports.clean()

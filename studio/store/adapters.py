@@ -8,12 +8,18 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import text as sql
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from adapters.errors import MissingError, UserInputError
 from studio.paths import LIBRARY_PREFIX
 from studio.store.jobs import now
 from studio.store.tables import LibraryAdapter
+
+
+def changes(session: Session) -> int:
+    """How often any entry was added, changed or taken out; the database counts."""
+    return session.scalar(sql("SELECT number FROM library_changes")) or 0
 
 
 def find(session: Session, id: str) -> LibraryAdapter:

@@ -64,6 +64,9 @@ _FOUND_BY = """
 UPDATE adapters SET words = lower(name || ' ' || "trigger" || ' ' || class_word || ' ' || method || ' ' || base)
 """
 
+_EVENTS = ("insert", "update", "delete")
+_COUNT = "BEGIN UPDATE library_changes SET number = number + 1; END"
+
 MIGRATIONS: tuple[Migration, ...] = (
     (
         _JOBS,
@@ -74,4 +77,9 @@ MIGRATIONS: tuple[Migration, ...] = (
         _ADAPTERS,
     ),
     ("ALTER TABLE adapters ADD COLUMN words VARCHAR NOT NULL DEFAULT ''", _FOUND_BY),
+    (
+        "CREATE TABLE library_changes (number INTEGER NOT NULL)",
+        "INSERT INTO library_changes VALUES (0)",
+        *(f"CREATE TRIGGER adapters_{event} AFTER {event} ON adapters {_COUNT}" for event in _EVENTS),
+    ),
 )

@@ -24,17 +24,17 @@ from trainers.world import ALONE
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora": {},
-    "masks, dropouts, accumulation, gradient checkpointing": {
+    "masks, dropouts, accumulation": {
         "data": {"folder": ".", "captions": {"trigger": "sks", "dropout": 0.5}, "masked_loss": True},
         "adapter": {"method": "lora", "rank": 4, "dropout": 0.3},
         "gradient_accumulation": 2,
-        "gradient_checkpointing": True,
     },
-    "class pictures, text encoders": {
+    "class pictures, text encoders, gradient checkpointing": {
         "prior": {"weight": 0.5, "pictures": 2},
         "batch_size": 2,
         "sample": {"inference_steps": 1},
         "targets": {"unet": "attention", "text_encoder": "attention", "text_encoder_2": "attention"},
+        "gradient_checkpointing": True,  # not with dropout: what draws again is recorded by no tape
     },
     "rule": {"optim": {"rule": "lora-fa"}, "adapter": {"method": "lora", "init": "pissa"}},
 }

@@ -12,8 +12,7 @@ from adapters.files import AdapterCard, save_adapter
 from studio.library import Library
 from tests.library import made
 from tests.support import random_lora
-from tests.ui.conftest import Server, Staged
-from tests.ui.puppet import Puppet
+from tests.ui.conftest import Server
 from trainers.sdxl import load_base
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no page was opened")
@@ -43,9 +42,9 @@ def test_an_adapter_is_found_picked_thrown_away_and_taken_back(page: Any, server
 
 
 def test_what_is_picked_outlives_cards_that_were_drawn_before_the_server_knew(
-    staged_page: Any, staged: Staged, puppet: Puppet, tmp_path: Path
+    page: Any, server: Server, tmp_path: Path
 ) -> None:
-    page, held = staged_page, list[Any]()
+    held = list[Any]()
 
     def hold(route: Any) -> None:
         if '"picked"' in route.request.post_data:
@@ -53,13 +52,12 @@ def test_what_is_picked_outlives_cards_that_were_drawn_before_the_server_knew(
         else:
             route.continue_()
 
-    entered(staged.server, tmp_path, 31, "Fido 31")
+    entered(server, tmp_path, 31, "Fido 31")
     page.goto("/library?text=fido")
     box = page.get_by_label("Pick Fido 31")
     page.route("**/queue/join*", hold)
     box.press(" ")
-    entered(staged.server, tmp_path, 32, "Fido 32")
-    puppet.submit("moves the queue")
+    entered(server, tmp_path, 32, "Fido 32")
     expect(page.locator(".s-adapter")).to_have_count(2)
     expect(box).to_be_checked()
     page.get_by_label("Pick Fido 32").press(" ")

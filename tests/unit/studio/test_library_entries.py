@@ -121,3 +121,23 @@ def test_more_parents_than_sql_has_places_are_looked_up(library: Library, dog: s
     with library.store.reading() as session:
         (found,) = adapters.known(session, [*map(str, range(40_000)), dog])
     assert found.id == dog
+
+
+def test_whatever_changes_moves_the_revision_and_looking_does_not(library: Library, dog: str, tmp_path: Path):
+    other = Library(library.home)
+    changes = [
+        lambda: library.rename(dog, "Rex"),
+        lambda: other.tag(dog, ["brown"]),
+        lambda: library.trash(dog),
+        lambda: other.restore(dog),
+        lambda: other.trash(dog),
+        lambda: library.empty_trash(),
+        lambda: other.add(made(tmp_path / "again.safetensors", 5)),
+    ]
+    seen = [library.revision()]
+    for change in changes:
+        change()
+        seen.append(library.revision())
+        library.list_adapters()
+        assert library.revision() == other.revision() == seen[-1]
+    assert seen == sorted(set(seen))
