@@ -1,4 +1,4 @@
-"""Whether the scores of docs/ui.md (trainers/scores.py) mean anything, and why prompts have none; on the embedded base.
+"""Whether the scores of docs/ui.md (trainers/scores.py) mean anything; on the embedded base.
 
     python -m benchmarks.scores WORK [--out FILE.json]
 
@@ -8,12 +8,8 @@ that was taught to tell designs apart. Subjects whose LoRA is there are drawn at
 - pairs: pictures of two things. Is a subject's score higher under its own adapter than without, and than under
   another's? Does it go with what the judge sees in its place?
 - strengths: pictures of one subject, from no adapter to too much of it. Does its score go with the judge?
-- prompts: pictures of other things, with and without an adapter. Which of eight prompts, and which of two that differ
-  in one word, explains a picture best?
-- learnt: the same of pictures of a learnt subject on four colours, by the strength of its adapter.
-
-Prompts are scored as the diffusion classifier does (arXiv 2303.16203): by how much smaller the base's error is when it
-is told the prompt, from the same noises; 100 is as much as for the base's own picture.
+- prompts: pictures of one subject on four colours and beside four things, by strength. Does the prompt's own score
+  stand above those of the three others of its kind?
 """
 
 from __future__ import annotations
@@ -21,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -32,39 +29,39 @@ from adapters.atomic import atomic_path
 from adapters.formats.open import attach_any, open_adapter
 from benchmarks.fusion import draw
 from benchmarks.fusion.metric import area_under_curve, rank_correlation
-from benchmarks.fusion.scenes import NEUTRAL
 from benchmarks.fusion.score import Judge, seen
 from benchmarks.fusion.subjects import SUBJECTS, Group, Member, groups
 from benchmarks.fusion.train import training_of
 from trainers.fast.sampling import fast_sampling
 from trainers.images import picture_paths
-from trainers.objective import ObjectiveConfig, training_scheduler
 from trainers.result import ADAPTER_NAME
-from trainers.scores import Subject, features
-from trainers.sdxl import Base
-from trainers.text import TextStates
+from trainers.scores import Looks, Trait, features
 
 Row = dict[str, Any]
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
 COLORS = ("white", "red", "blue", "purple")
-LEVELS = (350, 550, 750)
-"""Timesteps at which a prompt is judged."""
+CONTEXTS = (
+    *(f" on a {color} background" for color in COLORS),
+    *(f" next to a {thing}" for thing in ("house", "mushroom", "guitar", "strawberry")),
+)
+SEEDS = 3
+"""Pictures of each prompt without the adapter, as the app draws (studio/scoring.py)."""
 PLAIN = 6
 """Pictures of the base alone that a scale is made of; the others are scored."""
 
 
-def looked_at(pictures: Tensor) -> list[Tensor]:
+def looked_at(pictures: Tensor) -> list[Looks]:
     """Features of pictures [N, 3, H, W] in −1…1."""
     return [features(draw.base(), draw.base().encode_pictures(one[None])[0]) for one in pictures]
 
 
-def training(work: Path, name: str) -> list[Tensor]:
+def training(work: Path, name: str) -> list[Looks]:
     paths = picture_paths(work / "pictures" / name)
     return looked_at(torch.cat([draw.read_sheet(path) for path in paths]))
 
 
-def subject_of(work: Path, name: str, plain: list[Tensor]) -> Subject:
-    found = Subject.of(training(work, name), plain)
+def subject_of(work: Path, name: str, plain: list[Looks]) -> Trait:
+    found = Trait.of(training(work, name), plain)
     assert found is not None, name
     return found
 
@@ -75,7 +72,7 @@ def subject_of(work: Path, name: str, plain: list[Tensor]) -> Subject:
 def pairs(work: Path, rows: list[Row], judge: Judge) -> Row:
     """Per subject: how often its own adapter's pictures score above others, and the agreement with the judge."""
     sheets = [(group, row) for group in groups() if group.kind == "pair" for row in rows if _of(group, row)]
-    looks: dict[str, list[Tensor]] = {}
+    looks: dict[str, list[Looks]] = {}
     places: dict[str, Tensor] = {}
     for group, row in sheets:
         pictures = draw.read_sheet(work / "drawn" / f"{row['file']}.webp")
@@ -98,7 +95,7 @@ def _pair(
     work: Path,
     judge: Judge,
     sheets: list[tuple[Group, Row]],
-    looks: dict[str, list[Tensor]],
+    looks: dict[str, list[Looks]],
     places: dict[str, Tensor],
     group: Group,
     index: int,
@@ -135,12 +132,12 @@ def _pair(
 def strengths(work: Path, judge: Judge) -> Row:
     found: Row = {}
     for member in SUBJECTS:
-        file = training_of(member, "lora", 0).folder(work) / ADAPTER_NAME
+        file = _file(work, member)
         if not file.exists():
             continue
         sheet = work / "graded" / f"{member.name}.webp"
         if not sheet.exists():
-            _draw(member, file, sheet)
+            _draw(member, file, sheet, CONTEXTS[: len(COLORS)])
         pictures = draw.read_sheet(sheet)
         looks, liked = looked_at(pictures), judge.whole(pictures) @ judge.looks[judge.row(member.thing)]
         subject = subject_of(work, member.name, looks[: len(COLORS)])
@@ -153,8 +150,8 @@ def strengths(work: Path, judge: Judge) -> Row:
     return found
 
 
-def _draw(member: Member, file: Path, sheet: Path) -> None:
-    """Rows of STRENGTHS by COLORS, the first without the adapter's word."""
+def _draw(member: Member, file: Path, sheet: Path, contexts: Sequence[str]) -> None:
+    """Rows of STRENGTHS by contexts, the first without the adapter's word."""
     base = draw.base()
     adapter = attach_any(base.components, open_adapter(file), base.hash)
     adapter.to(base.device)
@@ -163,7 +160,7 @@ def _draw(member: Member, file: Path, sheet: Path) -> None:
         adapter.strength = strength
         word = member.phrase if strength else member.thing
         with fast_sampling(base.unet, [adapter]):
-            asked = [(f"a {word} on a {color} background", 100 + number) for number, color in enumerate(COLORS)]
+            asked = [(f"a {word}{context}", 100 + number) for number, context in enumerate(contexts)]
             pictures += draw._plain(asked)  # pyright: ignore[reportPrivateUsage]
     adapter.detach()
     draw._save(sheet, pictures)  # pyright: ignore[reportPrivateUsage]
@@ -172,100 +169,75 @@ def _draw(member: Member, file: Path, sheet: Path) -> None:
 # --- prompts ------------------------------------------------------------------------------------------------
 
 
-def prompts(work: Path, rows: list[Row]) -> Row:
-    """Which prompt explains a picture best: of all eight, and of two that differ in the thing or in the colour."""
-    states = {text: draw.base().encode_texts([text]) for text in {*NEUTRAL, *_others("thing"), *_others("color")}}
-    base = next(row for row in rows if row["what"] == "base" and "file" in row)
-    alone = {(row["group"], row["member"]): row for row in rows if row["what"] == "alone" and row["kind"] == "lora"}
-    first = {row["group"]: row for row in reversed(alone.values()) if row["member"] == 0}.values()
-    right: dict[str, list[bool]] = {"of eight": [], "thing": [], "color": []}
-    own, scored = list[float](), {"right": list[float](), "wrong": list[float]()}
-    for row in [base, *first]:
-        for number, picture in enumerate(draw.read_sheet(work / "drawn" / f"{row['file']}-neutral.webp")):
-            latents = draw.base().encode_pictures(picture[None])[0]
-            gains = [prompt_gain(draw.base(), latents, states[text]) for text in NEUTRAL]
-            right["of eight"].append(max(gains) == gains[number])
-            for what in ("thing", "color"):
-                other = prompt_gain(draw.base(), latents, states[_others(what)[number]])
-                right[what].append(gains[number] > other)
-            if row is base:
-                own.append(gains[number])
-                continue
-            for text, gain in enumerate(gains):
-                scored["right" if text == number else "wrong"].append(100 * gain / own[number])
-    return {
-        "pictures": len(right["of eight"]),
-        **{f"right, {key}": round(mean(values), 3) for key, values in right.items()},
-        "mean score": {key: round(mean(values), 1) for key, values in scored.items()},
-        "right above wrong": round(area_under_curve(*map(torch.tensor, scored.values())), 4),
+def prompts(work: Path) -> Row:
+    """Per strength and kind of context, over all subjects whose LoRA is there."""
+    found = {
+        name: _contexts(work, member) for member in SUBJECTS if (name := member.name) and _file(work, member).exists()
     }
-
-
-@torch.no_grad()
-def prompt_gain(base: Base, latents: Tensor, told: TextStates) -> float:
-    """By which part the base's error is smaller for being told this, the mean over LEVELS."""
-    shape, count, side = (len(LEVELS), *latents.shape[1:]), len(LEVELS), base.native_resolution
-    noise, times = torch.randn(shape, generator=torch.Generator().manual_seed(0)), torch.tensor(LEVELS)
-    scheduler = training_scheduler(base.pipe.scheduler, ObjectiveConfig())
-    noisy = scheduler.add_noise(latents.expand(shape), noise, times)  # pyright: ignore
-    sizes = torch.tensor([[side, side, 0, 0, side, side]], dtype=torch.float32).expand(count, -1)
-    errors: list[Tensor] = []
-    for states in (told, base.encode_nothing()):
-        conditions = {"text_embeds": states.pooled.expand(count, -1), "time_ids": sizes}
-        context = states.context.expand(count, -1, -1)
-        found = base.unet(noisy, times, context, added_cond_kwargs=conditions, return_dict=False)[0]
-        errors.append((found - noise).square().mean((1, 2, 3)))
-    return float((1 - errors[0] / errors[1]).mean())
-
-
-def learnt(work: Path) -> Row:
-    """By strength: how often the right one of four colours explains a picture best, and the right prompt's score."""
-    base, found = draw.base(), Row()
-    for member in SUBJECTS:
-        sheet = work / "graded" / f"{member.name}.webp"
-        if not sheet.exists():
-            continue
-        states = [base.encode_texts([f"a {member.thing} on a {color} background"]) for color in COLORS]
-        seen = [base.encode_pictures(one[None])[0] for one in draw.read_sheet(sheet)]
-        gains = torch.tensor([[prompt_gain(base, one, told) for told in states] for one in seen])
-        gains = gains.unflatten(0, (-1, len(COLORS)))
-        own = gains.diagonal(dim1=1, dim2=2)
-        right = (gains.argmax(2) == torch.arange(len(COLORS))).float().mean(1)
-        scores = (100 * own / own[0]).mean(1)
-        found[member.name] = {
-            "right": [round(value, 2) for value in right.tolist()],
-            "scores": [round(value, 1) for value in scores.tolist()],
+    scores = torch.stack(list(found.values()))  # [subject, strength, picture, context]
+    result: Row = {"subjects": list(found)}
+    for kind, places in (("color", slice(0, len(COLORS))), ("thing", slice(len(COLORS), None))):
+        mine = scores[:, :, places, places]
+        right = torch.eye(mine.shape[-1]).bool()
+        result[kind] = {
+            f"{strength:g}": {
+                "own": round(float(mine[:, row][:, right].mean()), 1),
+                "others": round(float(mine[:, row][:, ~right].mean()), 1),
+                "own above others": round(area_under_curve(mine[:, row][:, right], mine[:, row][:, ~right]), 3),
+                "chosen": round(float((mine[:, row].argmax(2) == torch.arange(len(right))).float().mean()), 3),
+            }
+            for row, strength in enumerate(STRENGTHS)
         }
-    return found
+    return result
 
 
-def _others(what: str) -> list[str]:
-    """Each prompt with the next one's thing, or colour."""
-    words = [text.split() for text in NEUTRAL]
-    place = 1 if what == "thing" else 4
-    return [
-        " ".join(other[place] if at == place else word for at, word in enumerate(mine))
-        for mine, other in zip(words, [*words[1:], words[0]], strict=True)
-    ]
+def _contexts(work: Path, member: Member) -> Tensor:
+    """The score of each picture by each context, [strength, picture, context]."""
+    sheet, plain = (work / "contexts" / f"{member.name}{end}.webp" for end in ("", "-plain"))
+    if not sheet.exists():
+        _draw(member, _file(work, member), sheet, CONTEXTS)
+    if not plain.exists():
+        asked = [f"a {member.thing}{context}" for context in ("", *CONTEXTS)]
+        drawn = draw._plain([(text, 200 + turn) for text in asked for turn in range(SEEDS)])  # pyright: ignore
+        draw._save(plain, drawn)  # pyright: ignore[reportPrivateUsage]
+    looks, known = looked_at(draw.read_sheet(sheet)), looked_at(draw.read_sheet(plain))
+    bare, *asked = [known[at : at + SEEDS] for at in range(0, len(known), SEEDS)]
+    traits = [Trait.clearest(one, bare) for one in asked]
+    scores = [[trait.score(look) if trait is not None else 0.0 for trait in traits] for look in looks]
+    return torch.tensor(scores).unflatten(0, (len(STRENGTHS), len(CONTEXTS)))
+
+
+def _file(work: Path, member: Member) -> Path:
+    return training_of(member, "lora", 0).folder(work) / ADAPTER_NAME
+
+
+def _judge(work: Path) -> Judge:
+    return Judge.load(work / "judge.safetensors")
+
+
+def _rows(work: Path) -> list[Row]:
+    return [row for row in json.loads((work / "rows.json").read_text()) if row["what"] in ("base", "alone")]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Whether the scores of pictures mean anything.")
     parser.add_argument("work", type=Path)
+    parser.add_argument(
+        "--only", nargs="+", choices=["strengths", "prompts", "pairs"], help="what else the file holds stays"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "scores.json")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [row for row in json.loads((asked.work / "rows.json").read_text()) if row["what"] in ("base", "alone")]
-    judge = Judge.load(asked.work / "judge.safetensors")
-    found: Row = {}
-    for name, measure in (
-        ("strengths", lambda: strengths(asked.work, judge)),
-        ("learnt", lambda: learnt(asked.work)),
-        ("prompts", lambda: prompts(asked.work, rows)),
-        ("pairs", lambda: pairs(asked.work, rows, judge)),
-    ):
+    work: Path = asked.work
+    measures = {
+        "strengths": lambda: strengths(work, _judge(work)),
+        "prompts": lambda: prompts(work),
+        "pairs": lambda: pairs(work, _rows(work), _judge(work)),
+    }
+    found: Row = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {}
+    for name in asked.only or measures:
         begin = time.monotonic()
-        found[name] = measure()
+        found[name] = measures[name]()
         print(name, f"{time.monotonic() - begin:.0f} s", json.dumps(found[name], indent=1), flush=True)
     with atomic_path(asked.out) as part:
         part.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

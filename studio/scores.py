@@ -12,12 +12,13 @@ _NAME = "scores.json"
 
 
 class Score(BaseModel):
-    """Of one picture: how like its subject it is, 0 to 100 and a little beyond; None where it cannot be told."""
+    """Of one picture: how like its subject and its prompt, 0 to 100 and a little beyond; None where it is unknown."""
 
     model_config = ConfigDict(frozen=True)
     subject: float | None = None
-    missing: str = ""
-    """Why there is no number, in a sentence."""
+    prompt: float | None = None
+    missing: tuple[str, ...] = ()
+    """Why there are numbers that are not, in sentences."""
 
 
 class Scores(BaseModel):

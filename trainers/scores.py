@@ -1,11 +1,14 @@
-"""How like its subject a drawn picture looks to the base itself: no other network judges.
+"""How like its subject and its prompt a drawn picture looks to the base itself: no other network judges.
 
-The training pictures' patches, by their features inside the UNet (DIFT, arXiv 2306.03881), are each compared with the
-patch of the drawn picture that is most like it. 100: as like as the training pictures are to each other; 0: as like as
-what the base draws from the same prompts without the adapter. All is done with no adapter attached.
+Some pictures have in common what others lack. The patches of the former, by their features inside the UNet (DIFT,
+arXiv 2306.03881), are each compared with the patch of the drawn picture that is most like it. 100: as like as these
+pictures are to each other; 0: as like as the others. All is done with no adapter attached.
 
-How well a picture fits its prompt is not told: the diffusion classifier (arXiv 2303.16203) takes a learnt subject for a
-mistake of the prompt's class word. docs/ui.md has what was measured (benchmarks/scores.py).
+- Subject: the training pictures, and what the base draws from the same prompts without the adapter.
+- Prompt: what the base draws from the prompt, without the adapter, and from the bare class word. A learnt subject is no
+  mistake then, as it is to the diffusion classifier (arXiv 2303.16203), which takes it for one of the class word.
+
+docs/ui.md has what was measured (benchmarks/scores.py).
 """
 
 from __future__ import annotations
@@ -24,33 +27,43 @@ from trainers.latents import to_pixels
 from trainers.objective import ObjectiveConfig, training_scheduler
 from trainers.sdxl import Base
 
-FEATURE_BLOCK, FEATURE_TIMESTEP = 0, 261
-"""The up block and timestep whose features are compared: DIFT's timestep, and of SDXL's blocks the one (1/16 of a
-picture's side) that implementations of ConsiStory (arXiv 2402.03286) take with it."""
+BLOCKS, FEATURE_TIMESTEP = (0, 1), 261
+"""Up blocks and timestep whose features are compared: DIFT's timestep. Of SDXL's blocks implementations of ConsiStory
+(arXiv 2402.03286) take the first, 1/16 of a picture's side: it knows things. The second is finer, and knows colours."""
+MOST_SIDE = 64
+"""Patches along a side; SDXL's second block has twice as many, which are averaged."""
 FEATURE_NOISES = 4
 """Noises over which features are averaged; DIFT takes 8."""
 
 
+Looks = list[Tensor]
+"""A picture's features, [patches, d] for each of BLOCKS."""
+
+
 @dataclass(frozen=True)
-class Subject:
-    """What its training pictures have in common and the base's own pictures lack, and the ends of the scale."""
+class Trait:
+    """What some pictures have in common and others lack, by the features of one block, and the ends of the scale."""
 
     patches: Float[Tensor, "r d"]
-    """Of all training pictures, of length 1 around `centre`."""
+    """Of all pictures that have it, of length 1 around `centre`."""
     centre: Float[Tensor, " d"]
     weights: Float[Tensor, " r"]
-    """How much more like the other training pictures than like the base's own a patch is; they add up to 1."""
+    """How much more like the other pictures that have it than like those without a patch is; they add up to 1."""
     zero: float
     hundred: float
+    block: int = 0
+    """The number of the features among those of a picture."""
 
     @classmethod
-    def of(cls, training: Sequence[Float[Tensor, "n d"]], plain: Sequence[Float[Tensor, "m d"]]) -> Subject | None:
-        """From features of two training pictures or more, and of what the base draws without the adapter.
+    def of(cls, having: Sequence[Looks], without: Sequence[Looks], block: int = 0) -> Trait | None:
+        """From two pictures or more that have it, and some without.
 
-        None where no patch is more like the other training pictures than like the base's: there is nothing to measure.
+        None where no patch is more like the other pictures that have it than like those without: there is nothing to
+        measure.
         """
-        centre = torch.cat([*training, *plain]).mean(0)
-        ours, others = ([F.normalize(one - centre, dim=1) for one in found] for found in (training, plain))
+        own, plain = ([looks[block] for looks in found] for found in (having, without))
+        centre = torch.cat([*own, *plain]).mean(0)
+        ours, others = ([F.normalize(one - centre, dim=1) for one in found] for found in (own, plain))
         mutual = torch.cat([_mean_likeness(one, [*ours[:i], *ours[i + 1 :]]) for i, one in enumerate(ours)])
         patches = torch.cat(ours)
         foreign = _mean_likeness(patches, others)
@@ -58,11 +71,18 @@ class Subject:
         if not (total := weights.sum()) > 0:
             return None
         weights = weights / total
-        return cls(patches, centre, weights, float(weights @ foreign), float(weights @ mutual))
+        return cls(patches, centre, weights, float(weights @ foreign), float(weights @ mutual), block)
 
-    def score(self, picture: Float[Tensor, "m d"]) -> float:
-        """Of a drawn picture's features; 0 and 100 are no bounds."""
-        found = float(self.weights @ _mean_likeness(self.patches, [F.normalize(picture - self.centre, dim=1)]))
+    @classmethod
+    def clearest(cls, having: Sequence[Looks], without: Sequence[Looks]) -> Trait | None:
+        """By the block that tells these pictures apart best: colours and things are seen by different ones."""
+        found = [trait for block in range(len(BLOCKS)) if (trait := cls.of(having, without, block)) is not None]
+        return max(found, key=lambda trait: trait.hundred - trait.zero, default=None)
+
+    def score(self, picture: Looks) -> float:
+        """Of a drawn picture; 0 and 100 are no bounds."""
+        looks = F.normalize(picture[self.block] - self.centre, dim=1)
+        found = float(self.weights @ _mean_likeness(self.patches, [looks]))
         return 100 * (found - self.zero) / (self.hundred - self.zero)
 
 
@@ -78,19 +98,23 @@ def latents_of(base: Base, picture: Image.Image) -> Float[Tensor, "1 c h w"]:
 
 
 @torch.no_grad()
-def features(base: Base, latents: Float[Tensor, "1 c h w"]) -> Float[Tensor, "n d"]:
-    """What the UNet knows of each patch, told no prompt, of noises that are the same for every picture; fp32."""
+def features(base: Base, latents: Float[Tensor, "1 c h w"]) -> Looks:
+    """What each of BLOCKS knows of each patch, told no prompt, of noises that are the same for every picture; fp32."""
     caught = list[Tensor]()
 
     def keep(_: nn.Module, __: Any, output: Tensor) -> None:
-        caught.append(output.float().mean(0).flatten(1).mT)
+        known = output.float().mean(0)
+        height, width = (min(length, MOST_SIDE) for length in known.shape[1:])
+        caught.append(F.adaptive_avg_pool2d(known, (height, width)).flatten(1).mT)
 
-    handle = cast(Any, base.unet).up_blocks[FEATURE_BLOCK].register_forward_hook(keep)
+    blocks = cast(Any, base.unet).up_blocks
+    handles = [blocks[number].register_forward_hook(keep) for number in BLOCKS]
     try:
         _look(base, latents)
     finally:
-        handle.remove()
-    return caught[0]
+        for handle in handles:
+            handle.remove()
+    return caught
 
 
 def _look(base: Base, latents: Float[Tensor, "1 c h w"]) -> None:

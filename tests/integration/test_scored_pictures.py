@@ -62,7 +62,9 @@ def test_pictures_are_scored_with_no_adapter_on(queue: Queue, adapter: str, monk
     found = scores.read(job.run).pictures
     assert sorted(found) == [0, 1] and found[0] != found[1]
     assert all(one.subject is not None and not one.missing for one in found.values())
-    assert len(hooks) == 1 + 3 + 2 and not any(hooks)  # the base's own picture, three to learn from, two drawn
+    assert all(one.prompt is not None for one in found.values())
+    # three of the base's own of the prompt, three of the bare class, three to learn from, two drawn
+    assert len(hooks) == 3 + 3 + 3 + 2 and not any(hooks)
 
 
 @pytest.mark.usefixtures("trained")
@@ -88,7 +90,7 @@ def test_a_paused_job_does_not_score_again_what_has_its_scores(
 
 def test_without_its_training_pictures_a_subject_has_no_score(queue: Queue, adapter: str):
     (found,) = scores.read(drawn(queue, adapter, 1.0).run).pictures.values()
-    assert found.subject is None and "not here" in found.missing
+    assert found.subject is None and "not here" in found.missing[0] and found.prompt is not None
 
 
 @pytest.mark.usefixtures("trained")
@@ -105,3 +107,17 @@ def test_what_cannot_be_scored_is_a_warning_beside_the_pictures(
 
 def test_a_trigger_is_left_out_of_a_prompt_as_a_whole_word():
     assert scoring.plain_prompt("A photo of a SKS dog, sksy", ["sks"]) == "A photo of a dog, sksy"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "more"),
+    [
+        ("a photo of a dog", False),
+        ("a picture of the Dog and a cat", False),
+        ("a dog on a beach", True),
+        ("a photo of a dog, watercolour", True),
+        ("a hot dog", True),
+    ],
+)
+def test_a_prompt_asks_for_more_than_its_subjects_if_a_word_is_left(prompt: str, more: bool):
+    assert scoring.asks_more(prompt, ["dog", "cat"]) is more

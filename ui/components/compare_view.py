@@ -34,8 +34,9 @@ element.addEventListener('input', event => {
 });
 """
 SCORED = (
-    "The bars tell how like its training pictures a subject is to the base model: from 0, as it draws it without the "
-    "adapter, to 100, as like as they are to each other. They only help to look: your eye decides."
+    "The bars are the base model’s view. Subject: from 0, as it draws it without the adapter, to 100, as like the "
+    "training pictures as they are to each other. Prompt: how much of what else it asks for is there, from 0, as in "
+    "pictures of such a thing alone, to 100, as in those that it draws of the prompt. Your eye decides."
 )
 CHOOSE = (
     '<section class="s-empty"><h1>Compare</h1><p>See adapters, or the checkpoints of a run, side by side: the same '

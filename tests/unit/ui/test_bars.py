@@ -13,17 +13,18 @@ from ui.components.bars import bar, mean_bar
 
 def test_a_bar_is_named_by_its_number() -> None:
     assert 'aria-label="subject 82 of 100"' in bar(Score(subject=81.6))
-    assert 'aria-label="subject 100 of 100"' in bar(Score(subject=104))
+    both = bar(Score(subject=104, prompt=3.2))
+    assert 'aria-label="subject 100 of 100"' in both and 'aria-label="prompt 3 of 100"' in both
 
 
 def test_what_is_not_known_has_no_bar_but_a_reason() -> None:
-    unknown = Score(missing="Its pictures <are> gone.")
+    unknown = Score(missing=("Its pictures <are> gone.",))
     assert bar(unknown) == "" and mean_bar([]) == ""
     assert "Its pictures &lt;are&gt; gone." in mean_bar([unknown]) and "meter" not in mean_bar([unknown])
 
 
 def test_a_rows_mean_is_of_what_is_known() -> None:
-    told = mean_bar([Score(subject=50), Score(missing="gone"), Score(subject=100)])
+    told = mean_bar([Score(subject=50), Score(missing=("gone",)), Score(subject=100)])
     assert 'aria-label="on average subject 75 of 100"' in told
 
 
