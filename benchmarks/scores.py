@@ -178,17 +178,20 @@ def prompts(work: Path) -> Row:
     result: Row = {"subjects": list(found)}
     for kind, places in (("color", slice(0, len(COLORS))), ("thing", slice(len(COLORS), None))):
         mine = scores[:, :, places, places]
-        right = torch.eye(mine.shape[-1]).bool()
-        result[kind] = {
-            f"{strength:g}": {
-                "own": round(float(mine[:, row][:, right].mean()), 1),
-                "others": round(float(mine[:, row][:, ~right].mean()), 1),
-                "own above others": round(area_under_curve(mine[:, row][:, right], mine[:, row][:, ~right]), 3),
-                "chosen": round(float((mine[:, row].argmax(2) == torch.arange(len(right))).float().mean()), 3),
-            }
-            for row, strength in enumerate(STRENGTHS)
-        }
+        result[kind] = {f"{strength:g}": _told_apart(mine[:, row]) for row, strength in enumerate(STRENGTHS)}
     return result
+
+
+def _told_apart(scores: Tensor) -> Row:
+    """Of [subject, picture, context]: the right context is the picture's own."""
+    right = torch.eye(scores.shape[-1]).bool()
+    own, others = scores[:, right].flatten(), scores[:, ~right].flatten()
+    return {
+        "own": round(float(own.mean()), 1),
+        "others": round(float(others.mean()), 1),
+        "own above others": round(area_under_curve(own, others), 3),
+        "chosen": round(float((scores.argmax(2) == torch.arange(len(right))).float().mean()), 3),
+    }
 
 
 def _contexts(work: Path, member: Member) -> Tensor:
