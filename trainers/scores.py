@@ -33,8 +33,8 @@ BLOCKS, FEATURE_TIMESTEP = (0, 1), 261
 MOST_SIDE = 64
 """Patches along a side; SDXL's second block has twice as many, which are averaged."""
 NEARLY = 0.75
-"""The finer block knows less of what thing it looks at, so that a learnt subject misleads it less. For colours it was at
-least 0.83 times as good as the other, for things at most 0.62 times (four subjects of the embedded base)."""
+"""The finer block knows less of what thing it looks at, so that a learnt subject misleads it less. For colours it was
+at least 0.83 times as good as the other, for things at most 0.62 times (four subjects of the embedded base)."""
 FEATURE_NOISES = 4
 """Noises over which features are averaged; DIFT takes 8."""
 
