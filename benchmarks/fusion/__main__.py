@@ -99,7 +99,7 @@ def main() -> None:
             part.write_text(json.dumps(score_all(work), ensure_ascii=False) + "\n", encoding="utf-8")
     elif chosen.stage == "table":
         found = json.loads(chosen.results.read_text(encoding="utf-8"))
-        write_page(render(found["rows"], found["validity"], found["about"]))
+        write_page(render(found["rows"], found["validity"], found["about"]), chosen.results.stem)
     else:
         print(*write_grids(Record(work).rows, work, PAGE.parent / "images"), sep="\n")
 

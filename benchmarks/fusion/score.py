@@ -101,6 +101,8 @@ def validity(judge: Judge, rows: Sequence[Row], work: Path) -> list[Row]:
     own: dict[str, list[Tensor]] = {}
     plain: dict[str, list[Tensor]] = {}
     by_name = _by_name()
+    kinds = {row["kind"] for row in rows if row["what"] == "alone"}
+    kind = "lora" if "lora" in kinds else min(kinds, default="")
     for row in rows:
         if row.get("what") not in ("alone", "base") or "file" not in row or row["group"] not in by_name:
             continue
@@ -109,7 +111,7 @@ def validity(judge: Judge, rows: Sequence[Row], work: Path) -> list[Row]:
         for index, member in enumerate(group.members):
             if row["what"] == "base":
                 plain.setdefault(member.thing, []).append(found[:, index])
-            elif row["member"] == index and row["kind"] == "lora":
+            elif row["member"] == index and row["kind"] == kind:
                 own.setdefault(member.thing, []).append(found[:, index])
     return [_valid(judge, thing, own, plain) for thing in own]
 

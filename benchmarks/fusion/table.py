@@ -13,12 +13,11 @@ from torch import Tensor
 from benchmarks.fusion import metric
 from benchmarks.fusion.metric import Cell, Share
 from benchmarks.fusion.subjects import Group, groups
-from benchmarks.fusion.variants import BASELINE, Variant, variants
+from benchmarks.fusion.variants import BASELINES, Variant, variants
 
 Row = dict[str, Any]
 Parts = Sequence[tuple[float, float]]
 PAGE = Path(__file__).parents[2] / "docs" / "fusion.md"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 TITLES = {"pair": "Two subjects", "triple": "Three subjects", "style": "A subject and a style"}
 TARGETS = {"pair": 0.9, "triple": 0.8}
 """Shares of their single identity that subjects are to keep by the best way."""
@@ -92,31 +91,31 @@ def render(rows: Sequence[Row], valid: Sequence[Row], about: str) -> str:
     for kind, title in TITLES.items():
         found = {v.name: [f for g in groups() if g.kind == kind for f in found_of(rows, g, v)] for v in variants()}
         found = {name: cells for name, cells in found.items() if cells}
-        if BASELINE in found:
-            parts += [f"### {title}", "", *_table(found), "", *_verdict(kind, found), ""]
+        if naive := next((name for name in BASELINES if name in found), None):
+            parts += [f"### {title}", "", *_table(found, naive), "", *_verdict(kind, found, naive), ""]
     return "\n".join([*parts, *_promises(rows), "", *_validity(valid)])
 
 
-def _table(found: dict[str, list[Found]]) -> list[str]:
+def _table(found: dict[str, list[Found]], baseline: str) -> list[str]:
     lines = [
         "| | cells | identity kept | above the sum, points | recognised | leakage | drift in pixels | in looks |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    naive = found[BASELINE]
+    naive = found[baseline]
     lines.append(_alone_line(naive))
     order = sorted(found, key=lambda name: -_share(found[name], lambda f: metric.kept(f.cell)).value)
-    return lines + [_line(name, found[name], naive) for name in order]
+    return lines + [_line(name, found[name], [] if name == baseline else naive) for name in order]
 
 
 def _alone_line(cells: list[Found]) -> str:
     recognised = _percent(_share(cells, lambda f: f.recognised_alone()))
     leaked = _percent(_share(cells, lambda f: metric.leaked_alone(f.cell)))
-    return f"| one LoRA alone | {len(cells)} | 100 | | {recognised} | {leaked} | 1 | 1 |"
+    return f"| one adapter alone | {len(cells)} | 100 | | {recognised} | {leaked} | 1 | 1 |"
 
 
 def _line(name: str, cells: list[Found], naive: list[Found]) -> str:
     shared = {f.name for f in cells} & {f.name for f in naive}
-    lead = metric.difference(_kept(cells, shared), _kept(naive, shared)) if shared and name != BASELINE else None
+    lead = metric.difference(_kept(cells, shared), _kept(naive, shared)) if shared else None
     drifts = ["–", "–"] if _regional(cells) else [
         _times(_share(cells, lambda f, key=key: f.drift(key))) for key in ("drift_pixels", "drift_look")
     ]  # fmt: skip
@@ -148,14 +147,14 @@ def _times(value: Share) -> str:
     return f"{value.value:.2f} ({value.low:.2f}…{value.high:.2f})"
 
 
-def _verdict(kind: str, found: dict[str, list[Found]]) -> list[str]:
+def _verdict(kind: str, found: dict[str, list[Found]], baseline: str) -> list[str]:
     """Against the targets: the best of all, and the best that is one file."""
     if kind not in TARGETS:
         return []
     shares = {name: _share(cells, lambda f: metric.kept(f.cell)).value for name, cells in found.items()}
     best = max(shares, key=lambda name: shares[name])
     fused = max((name for name in shares if not _regional(found[name])), key=lambda name: shares[name])
-    return [_judged(kind, name, shares[name], shares[BASELINE], found[name]) for name in dict.fromkeys((best, fused))]
+    return [_judged(kind, name, shares[name], shares[baseline], found[name]) for name in dict.fromkeys((best, fused))]
 
 
 def _judged(kind: str, name: str, kept: float, naive: float, cells: list[Found]) -> str:
@@ -222,7 +221,7 @@ def _validity(valid: Sequence[Row]) -> list[str]:
     lines = [
         "### Whether the measure can be trusted",
         "",
-        "Mean likeness (cosine) to a thing's emojione look: of its place under its own LoRA alone; of the base's thing",
+        "Mean likeness (cosine) to a thing's emojione look: of its place under its own adapter alone; of the base's thing",
         "of that class; of other members under theirs; of other families' designs of the class. Then how often the",
         "first is above the second and above the third, over pictures.",
         "",
@@ -232,10 +231,10 @@ def _validity(valid: Sequence[Row]) -> list[str]:
     return lines + [f"| {row['thing']} | " + " | ".join(f"{row[key]:.2f}" for key in keys) + " |" for row in valid]
 
 
-def write_page(text: str, page: Path = PAGE) -> None:
-    """Puts the tables between the page's markers. Raises ValueError where it has none."""
-    old = page.read_text(encoding="utf-8")
-    if BEGIN not in old or END not in old:
-        raise ValueError(f"{page} has no markers {BEGIN} and {END}")
-    before, after = old.split(BEGIN)[0], old.split(END)[1]
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+def write_page(text: str, results: str, page: Path = PAGE) -> None:
+    """Puts the tables between the page's markers of these results. Raises ValueError where it has none."""
+    old, (begin, end) = page.read_text(encoding="utf-8"), (f"<!-- {results}: {side} -->" for side in ("begin", "end"))
+    if begin not in old or end not in old:
+        raise ValueError(f"{page} has no markers {begin} and {end}")
+    before, after = old.split(begin)[0], old.split(end)[1]
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")

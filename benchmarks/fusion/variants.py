@@ -52,10 +52,15 @@ SPECIAL: dict[str, tuple[Variant, ...]] = {
         Variant("least-squares", "least-squares"),
         Variant("least-squares: Spectral-A", "least-squares", ("spectral-a",) * 2),
     ),
-    "geodesic": (Variant("geodesic: OFT", "geodesic", ("oft",) * 2, most=2),),
+    "geodesic": (
+        Variant("geodesic: OFT", "geodesic", ("oft",) * 2, most=2),
+        Variant("side by side: OFT", None, ("oft",) * 2, most=2),
+    ),
 }
 """Ways that come in several forms, or are for other adapters than LoRA."""
 BASELINE = "sum"
+BASELINES = (BASELINE, "side by side: OFT")
+"""Naive sums, of LoRAs and of rotations: the first that was drawn is what others are measured against."""
 
 
 def variants() -> list[Variant]:

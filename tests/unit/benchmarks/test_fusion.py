@@ -150,8 +150,8 @@ def test_designs_come_back_from_their_sheet(tmp_path: Path) -> None:
 
 def test_the_page_has_the_ways_best_first_and_keeps_what_is_written_around_them(tmp_path: Path) -> None:
     page = tmp_path / "fusion.md"
-    page.write_text("before\n<!-- measured: begin -->\nold\n<!-- measured: end -->\nafter\n")
-    write_page(render(_rows({"sum": 0.5, "ties": 1.0}), [], "a trial"), page)
+    page.write_text("before\n<!-- fusion: begin -->\nold\n<!-- fusion: end -->\nafter\n")
+    write_page(render(_rows({"sum": 0.5, "ties": 1.0}), [], "a trial"), "fusion", page)
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert text.index("| ties | 2 | 100 (100…100) | 50 (50…50) |") < text.index("| sum | 2 | 50 (50…50) |")
