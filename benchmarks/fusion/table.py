@@ -221,7 +221,7 @@ def _validity(valid: Sequence[Row]) -> list[str]:
     lines = [
         "### Whether the measure can be trusted",
         "",
-        "Mean likeness (cosine) to a thing's emojione look: of its place under its own adapter alone; of the base's thing",
+        "Mean likeness (cosine) to a thing's emojione look: of its place under its own adapter; of the base's thing",
         "of that class; of other members under theirs; of other families' designs of the class. Then how often the",
         "first is above the second and above the third, over pictures.",
         "",
