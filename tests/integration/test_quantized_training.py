@@ -25,7 +25,7 @@ METHODS = pytest.mark.parametrize(
     ("kind", "adapter"),
     [
         ("nf4", {"method": "lora", "rank": 4}),
-        ("nf4", {"method": "lora", "rank": 4, "init": "loftq"}),
+        pytest.param("nf4", {"method": "lora", "rank": 4, "init": "loftq"}, marks=pytest.mark.slow),
         ("int8", {"method": "dora", "rank": 4}),
         ("fp8", {"method": "lokr"}),
     ],
