@@ -27,7 +27,7 @@ class Geodesic(Way, name="geodesic"):
 
     title: ClassVar[str] = "OrthoFuse"
     paper: ClassVar[str] = "arXiv 2604.05183"
-    meaning: ClassVar[str] = "Joins the rotations of two OFT or BOFT adapters halfway between them; 52 of 100 kept."
+    meaning: ClassVar[str] = "Joins the rotations of two OFT or BOFT adapters halfway between them; nearly their sum."
     knobs: ClassVar[tuple[str, ...]] = ("position", "rank", "samples")
     samples_inputs: ClassVar[bool] = True
 
