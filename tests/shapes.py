@@ -24,7 +24,7 @@ def _has_arrays(function: Callable[..., Any]) -> bool:
 
 
 def leave_the_others_alone() -> None:
-    """Has jaxtyping's hook wrap only functions that have arrays: every call of a wrapped one costs 20 microseconds."""
+    """Has jaxtyping's hook wrap only functions that have arrays: every call of a wrapped one costs 4 microseconds."""
     jaxtyped = jaxtyping.jaxtyped
 
     def where_arrays_are(function: Any = None, **options: Any) -> Any:
