@@ -98,7 +98,7 @@ def test_a_run_that_diverges_leaves_the_base_as_it_was(pictures: Path, cache: Pa
 
 
 def test_runs_on_a_kept_base_learn_what_they_learn_alone(pictures: Path, cache: Path, tmp_path: Path):
-    configs = [quick_config(pictures, **VARIANTS[name]) for name in ("dora on all layers", "lora")]
+    configs = [quick_config(pictures, **VARIANTS[name]) for name in ("dora on all layers", "gates", "lora")]
     keeper = BaseKeeper()
     for number, config in enumerate(configs):
         alone = tmp_path / f"alone-{number}"
