@@ -13,10 +13,11 @@ from adapters.errors import DiskFullError
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Generator[Path]:
+def atomic_path(path: str | os.PathLike[str], *, durable: bool = True) -> Generator[Path]:
     """Yields a temporary name in `path`'s folder; on success it is fsynced and renamed to `path`.
 
-    On any failure the temporary file is removed and an existing `path` is left as it was.
+    On any failure the temporary file is removed and an existing `path` is left as it was. Not `durable`: without fsync,
+    which takes tens of milliseconds on some disks; if the machine stops then, the file may be damaged.
 
     Raises:
         DiskFullError: the disk is full (ENOSPC) or the user's quota is (EDQUOT).
@@ -28,7 +29,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Generator[Path]:
     part = Path(name)
     try:
         yield part
-        _publish(part, target)
+        _publish(part, target, durable=durable)
     except Exception as error:
         if _is_disk_full(error):
             raise DiskFullError(
@@ -40,11 +41,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Generator[Path]:
         part.unlink(missing_ok=True)
 
 
-def _publish(part: Path, target: Path) -> None:
+def _publish(part: Path, target: Path, *, durable: bool) -> None:
     part.chmod(_mode_of_new_files(target))
-    _fsync(part)
+    if durable:
+        _fsync(part)
     part.replace(target)
-    if os.name == "posix":  # the rename itself is durable only once the folder is; Windows cannot open folders
+    if durable and os.name == "posix":  # the rename is durable only once the folder is; Windows cannot open folders
         _fsync(target.parent)
 
 

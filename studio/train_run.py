@@ -24,6 +24,8 @@ from trainers.events import Command, Event
 from trainers.loop import train
 
 _REPORT_SECONDS = 1.0
+_LISTEN_SECONDS = 0.2
+"""Between looks at what is asked while a run prepares: half a millisecond each, and a base has hundreds of layers."""
 
 
 class Tracker:
@@ -67,7 +69,7 @@ class TrainRun(JobRun):
     def __init__(self, claim: Claim, device: str, bases: BaseKeeper, stop: Stop, console: Console) -> None:
         super().__init__(claim, device, bases, stop, console)
         self.tracker = Tracker(claim.job.progress)
-        self._reported = float("-inf")
+        self._reported = self._listened = float("-inf")
         self._stepping = False
 
     def _explained(self, error: Exception) -> Failure:
@@ -144,6 +146,9 @@ class TrainRun(JobRun):
             return self._stopped() if event.reason == "paused" else event.reason
         if self._stepping and isinstance(event, events.Stepped | events.Saved):
             return None
+        if isinstance(event, events.Progress) and time.monotonic() - self._listened < _LISTEN_SECONDS:
+            return None
+        self._listened = time.monotonic()
         command = self._stopping(self.claim.asked())
         if command == "cancel" or (command is not None and not self._stepping):
             return "cancelled" if command == "cancel" else self._stopped()

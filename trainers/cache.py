@@ -26,7 +26,7 @@ from trainers.buckets import Crop
 DEFAULT_MAX_BYTES = 8 * 2**30
 _SPARED = 0.9  # an eviction goes a little below the bound, so that the next write need not evict again
 _ABANDONED_SECONDS = 3600
-_FORMAT = 1  # part of every key: raise it when pictures or texts are prepared differently than before
+_FORMAT = 2  # part of every key: raise it when pictures or texts are prepared differently than before
 
 
 def default_root() -> Path:
@@ -78,7 +78,7 @@ class TensorCache:
             return
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with atomic_path(self._path(key)) as temporary:
+            with atomic_path(self._path(key), durable=False) as temporary:  # `get` tells a damaged one
                 temporary.write_bytes(raw)
         except (OSError, StudioError) as error:
             self.problem = str(error)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from adapters.errors import UnknownNameError, UserInputError
 from adapters.inject import base_hash
 from trainers.fast.sampling import recorded
+from trainers.fast.vae import hasten
 from trainers.file_hash import files_hash
 from trainers.placement import visiting
 from trainers.schedulers import SCHEDULERS
@@ -147,6 +148,7 @@ def load_base(
     for module in pipe.components.values():
         if isinstance(module, nn.Module):
             module.requires_grad_(False).eval()
+    hasten(pipe.vae)
     if compress is not None:
         compress(pipe.unet)
     for part in {"unet", *resident}:

@@ -8,5 +8,6 @@ python -m benchmarks.speed profile --method lora --batch-size 1
 python -m benchmarks.speed sampling       pictures by diffusers' pipeline and by ours
 python -m benchmarks.speed whole FOLDER   whole runs: first step, last picture, memory
 python -m benchmarks.speed scale --gpus 2   one run on several GPUs against one
+python -m benchmarks.speed subjects --gpus 2   a batch on Ray: subjects an hour against one GPU's
 python -m benchmarks.speed cpu            our step against PEFT's on the embedded base
 """

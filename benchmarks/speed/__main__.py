@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.speed import __doc__ as usage
-from benchmarks.speed import sampling, scale, second_job
+from benchmarks.speed import sampling, scale, second_job, subjects
 from benchmarks.speed.cpu import compare
 from benchmarks.speed.model import Setting
 from benchmarks.speed.ours import OurStep
@@ -44,6 +44,11 @@ def _parser() -> argparse.ArgumentParser:
     scaled.add_argument("--rounds", type=int, default=2)
     scaled.add_argument("--results", type=Path, default=scale.RESULTS)
     scaled.add_argument("--tiny", action="store_true")
+    hourly = commands.add_parser("subjects")
+    hourly.add_argument("--gpus", type=int, required=True)
+    hourly.add_argument("--each", type=int, default=4, help="subjects of each GPU that are timed")
+    hourly.add_argument("--steps", type=int, default=150, help="of a subject")
+    hourly.add_argument("--tiny", action="store_true")
     whole = commands.add_parser("whole")
     whole.add_argument("work", type=Path, help="folder with 8 GB to spare")
     whole.add_argument("--tiny", action="store_true")
@@ -65,6 +70,9 @@ def main() -> None:
     if options.command == "scale":
         found = scale.compare(options.gpus, options.batch_size, options.steps, options.rounds, tiny=options.tiny)
         scale.keep(found, options.results)
+        return
+    if options.command == "subjects":
+        subjects.keep(subjects.compare(options.gpus, options.each, options.steps, tiny=options.tiny))
         return
     if options.command == "table":
         write_page(load(options.results), options.page)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
 import torch
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 
 from adapters.inject import attach
 from adapters.registry import make_spec
 from benchmarks.random_sdxl import random_pipeline
 from trainers.fast.sampling import fast_sampling
+from trainers.fast.vae import hasten
 from trainers.sdxl import Base, generate
 from trainers.sources import EMBEDDED, SDXL_LAYOUT
 
@@ -22,14 +25,17 @@ _PROMPT = "a photo of a sks dog"
 def compare(device: torch.device, *, tiny: bool = False, rounds: int = 3, steps: int = 30) -> dict[str, float]:
     """Median seconds a picture: the stock pipeline and ours, bare and with an unmerged LoRA, one or each of four.
 
-    Random weights; what each call prepares (the recording, the factors' stacks) is counted.
+    Random weights; what each call prepares (the recording, the factors' stacks) is counted. At the end the VAE alone.
     """
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     pipe = random_pipeline(EMBEDDED if tiny else SDXL_LAYOUT, device=str(device)).to(device, dtype)
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
         part.requires_grad_(False).eval()
-    base = Base("random", pipe, device, dtype, "", "")
+    vae = copy.deepcopy(pipe.vae)
+    hasten(vae)
+    base = Base("random", StableDiffusionXLPipeline(**{**pipe.components, "vae": vae}), device, dtype, "", "")
+    base.pipe.set_progress_bar_config(disable=True)
     side = base.native_resolution
 
     def stock() -> None:
@@ -65,7 +71,20 @@ def compare(device: torch.device, *, tiny: bool = False, rounds: int = 3, steps:
         "ours, of four": fast(4),
         "ours with an unmerged LoRA, of four": with_lora(4),
     }
-    return _medians(ways, rounds, device)
+    return _medians(ways, rounds, device) | _of_vaes({"stock": pipe.vae, "ours": vae}, side, device)
+
+
+@torch.no_grad()
+def _of_vaes(vaes: dict[str, AutoencoderKL], side: int, device: torch.device) -> dict[str, float]:
+    """Seconds that each takes to encode and to decode one picture."""
+    dtype = next(vaes["ours"].parameters()).dtype
+    pixels = torch.rand(1, 3, side, side, device=device, dtype=dtype) * 2 - 1
+    latents = vaes["ours"].encode(pixels).latent_dist.mean  # pyright: ignore[reportAttributeAccessIssue]
+    ways: dict[str, Callable[[], None]] = {}
+    for name, vae in vaes.items():
+        ways[f"VAE encodes, {name}"] = lambda vae=vae: vae.encode(pixels)  # pyright: ignore[reportAssignmentType]
+        ways[f"VAE decodes, {name}"] = lambda vae=vae: vae.decode(latents)  # pyright: ignore[reportAssignmentType]
+    return _medians(ways, 10, device)
 
 
 def _medians(ways: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, float]:

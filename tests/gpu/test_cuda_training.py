@@ -37,7 +37,7 @@ def run(config: TrainConfig, out: Path, **options: object) -> list[Event]:
 def test_a_run_works_in_each_precision(folder: Path, tmp_path: Path, precision: str, method: str):
     made = config(folder, tmp_path, precision=precision, adapter={"method": method, "rank": 4})
     started = next(event for event in run(made, tmp_path / "out") if isinstance(event, Started))
-    assert started.device == "cuda" and started.precision == torch_name(precision)
+    assert started.device == "cuda:0" and started.precision == torch_name(precision)
     tensors = adapter_tensors(tmp_path / "out" / "adapter.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
     assert any(name.endswith("up") and tensor.abs().max() > 0 for name, tensor in tensors.items())

@@ -13,16 +13,16 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
-from adapters.fused import is_plain, pack, project, unpack
+from adapters.fused import pack, project, unpack
 from trainers.fast.attention import Attend, Backend, attend_by
-from trainers.fast.norms import add_layer_norm, add_shift_residual, geglu, group_norm_silu, layer_norm
+from trainers.fast.norms import add_layer_norm, geglu, group_norm_silu, layer_norm
+from trainers.fast.resnets import is_plain_resnet, resnet
 
 _Module = Any
 """diffusers' blocks: their attributes are untyped."""
@@ -72,8 +72,8 @@ class FastUnet:
         """Puts the forwards in place; returns the cross-attentions whose keys and values are computed at once."""
         crosses: dict[object, list[_Module]] = {}
         for module in list(self.unet.modules()):
-            if isinstance(module, ResnetBlock2D) and _is_plain_resnet(module):
-                self._set(module, _resnet)
+            if isinstance(module, ResnetBlock2D) and is_plain_resnet(module):
+                self._set(module, resnet)
             elif isinstance(module, Transformer2DModel) and _is_plain_transformer(module):
                 self._set(module, partial(_transformer, self))
                 for block in cast("list[_Module]", list(module.transformer_blocks)):
@@ -163,37 +163,6 @@ def _transformer(
             x, pending = fast.block(block, x, pending, encoder_hidden_states)
     out = project(x + cast(Tensor, pending), (module.proj_out,))[0]
     return (hidden_states + out.unflatten(1, (height, width)).permute(0, 3, 1, 2),)  # in the layout of the first
-
-
-def _resnet(module: _Module, input_tensor: Tensor, temb: Tensor) -> Tensor:
-    """ResnetBlock2D: norm, SiLU, convolve, add time, norm, SiLU, convolve, add."""
-    hidden, bias = _convolve(module.conv1, group_norm_silu(input_tensor, module.norm1))
-    shift = module.time_emb_proj(F.silu(temb))
-    hidden = group_norm_silu(hidden, module.norm2, shift=shift if bias is None else shift + bias)
-    hidden, bias = _convolve(module.conv2, hidden)
-    shortcut = input_tensor if module.conv_shortcut is None else module.conv_shortcut(input_tensor)
-    return add_shift_residual(hidden, bias, shortcut)
-
-
-def _convolve(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The convolution without its bias, and the bias for whoever adds next; with it where an adapter reads y."""
-    if is_plain(conv) and type(conv) is nn.Conv2d and conv.padding_mode == "zeros":
-        return F.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups), conv.bias
-    return conv(x), None
-
-
-def _is_plain_resnet(module: _Module) -> bool:
-    """SDXL's kind: SiLU, time added before the second norm, no resampling, no rescaling, no dropout."""
-    return (
-        isinstance(module.nonlinearity, nn.SiLU)
-        and module.time_embedding_norm == "default"
-        and not module.skip_time_act
-        and module.time_emb_proj is not None
-        and module.upsample is None
-        and module.downsample is None
-        and module.output_scale_factor == 1.0
-        and module.dropout.p == 0
-    )
 
 
 def _is_plain_transformer(module: _Module) -> bool:

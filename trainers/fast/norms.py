@@ -19,6 +19,10 @@ _TRITON = importlib.util.find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _CHANNELS = 64
 """Channels of a block: 128 bytes in bf16, and every width of SDXL is a multiple."""
+_SUMS = 2048
+"""Channels' sums that are joined at once: a size for each number of runs would be a kernel to compile for each."""
+_INDEXED = 2**31 - 1
+"""Numbers that the kernels can tell apart: they count in 32 bits. A VAE has as many above 4096 × 4096 pixels."""
 
 Picture = Float[Tensor, "n c h w"]
 Rows = Float[Tensor, "*rows c"]
@@ -85,7 +89,8 @@ def add_shift_residual(x: Picture, shift: Tensor | None, residual: Picture) -> P
 
 
 def _fits(x: Tensor) -> bool:
-    return _TRITON and (x.is_cuda or _INTERPRETED) and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    there = _TRITON and (x.is_cuda or _INTERPRETED)
+    return there and x.numel() <= _INDEXED and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _kernels() -> Any:
@@ -111,7 +116,7 @@ class _GroupNorm(torch.autograd.Function):
         )
         k.group_moments[len(x), groups](
             *(sums, mean, rstd, tiles.runs, tiles.channels, tiles.width, tiles.pixels * tiles.width, eps),
-            *(tiles.padded_runs, tiles.padded_width),
+            *(tiles.runs_at_once, tiles.padded_width),
         )
         y = torch.empty_like(x, memory_format=torch.channels_last)
         k.group_norm_forward[tiles.grid](
@@ -134,7 +139,7 @@ class _GroupNorm(torch.autograd.Function):
         k.group_norm_backward_sums[tiles.runs_grid](*common, sums, *size, tiles.run, tiles.rows, _CHANNELS, *flags)
         totals = sums.new_empty(2, len(x), groups)
         k.group_totals[len(x), groups](
-            *(sums, totals, tiles.runs, tiles.channels, tiles.width, tiles.padded_runs, tiles.padded_width)
+            *(sums, totals, tiles.runs, tiles.channels, tiles.width, tiles.runs_at_once, tiles.padded_width)
         )
         dx = torch.empty_like(x, memory_format=torch.channels_last)
         count = tiles.pixels * tiles.width
@@ -154,7 +159,8 @@ class _Tiles:
         blocks = self.channels // _CHANNELS
         self.runs_grid = (n, self.runs, blocks)
         self.grid = (n, -(-self.pixels // self.rows), blocks)
-        self.padded_runs, self.padded_width = _power_of_two(self.runs), _power_of_two(self.width)
+        self.padded_width = _power_of_two(self.width)
+        self.runs_at_once = max(1, _SUMS // self.padded_width)
 
     def sums(self, x: Tensor) -> Tensor:
         return x.new_empty(len(x), self.runs, 2, self.channels, dtype=torch.float32)

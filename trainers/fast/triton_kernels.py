@@ -67,12 +67,15 @@ def group_totals(sums, totals, runs, C, width, BR: tl.constexpr, BW: tl.constexp
 
 @triton.jit
 def _group_totals(sums, n, g, runs, C, width, BR: tl.constexpr, BW: tl.constexpr):
-    r, w = tl.arange(0, BR), tl.arange(0, BW)
-    inside = (r < runs)[:, None] & (w < width)[None, :]
-    at = ((n * runs + r[:, None]) * 2) * C + g * width + w[None, :]
-    first = tl.load(sums + at, mask=inside, other=0.0)
-    second = tl.load(sums + at + C, mask=inside, other=0.0)
-    return tl.sum(tl.sum(first, 1), 0), tl.sum(tl.sum(second, 1), 0)
+    w = tl.arange(0, BW)
+    first, second = tl.zeros([BW], tl.float32), tl.zeros([BW], tl.float32)
+    for start in range(0, runs, BR):
+        r = start + tl.arange(0, BR)
+        inside = (r < runs)[:, None] & (w < width)[None, :]
+        at = ((n * runs + r[:, None]) * 2) * C + g * width + w[None, :]
+        first += tl.sum(tl.load(sums + at, mask=inside, other=0.0), 0)
+        second += tl.sum(tl.load(sums + at + C, mask=inside, other=0.0), 0)
+    return tl.sum(first, 0), tl.sum(second, 0)
 
 
 @triton.jit

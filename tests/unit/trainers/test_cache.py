@@ -90,7 +90,7 @@ def test_an_entry_larger_than_the_bound_is_not_kept(tmp_path):
 
 
 def test_a_cache_that_cannot_be_written_says_why_and_does_not_stop_the_run(tmp_path, monkeypatch):
-    def full(path):
+    def full(path, *, durable):
         raise DiskFullError("The disk is full.")
 
     monkeypatch.setattr(cache_module, "atomic_path", full)
