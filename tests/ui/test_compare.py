@@ -67,11 +67,16 @@ def test_two_adapters_are_drawn_side_by_side_and_slid_over_each_other(page: Any,
     for box in page.get_by_label(re.compile("For the slider")).all():
         box.press(" ")
     slider = page.get_by_label("How much of the left picture")
+    under = page.locator(".s-wipe img")
+    expect(under.first).to_have_attribute("src", re.compile("/picture/1$"))
+    expect(under.last).to_have_attribute("alt", re.compile("^Dog sks: "))
     slider.press("Home")
     expect(page.locator(".s-wipe")).to_have_attribute("style", "--s-at: 0%;")
     meters = page.locator("tbody td meter")
     expect(meters).to_have_accessible_name(re.compile(r"^subject \d+ of 100$"), timeout=DRAWING)
     expect(page.get_by_text("The pictures that it was trained on are not here.")).to_be_visible(timeout=DRAWING)
+    expect(slider).to_have_value("0")  # whatever has come meanwhile
+    expect(slider).to_be_focused()
     page.reload()
     expect(pictures).to_have_count(2)
     expect(page.get_by_role("button", name="Use Dog zwx")).to_be_visible()

@@ -14,25 +14,41 @@ from ui.media import drawn_pictures
 from ui.studio import Studio
 
 SCRIPT = """
-let ticked = [];
+let ticked = [], at = 50;
+const boxes = () => [...element.querySelectorAll('[data-field=cell]')];
+const show = () => {
+  for (const box of boxes()) box.checked = ticked.includes(box.dataset.key);
+  const slider = element.querySelector('.s-wipe'), pair = boxes().filter(box => box.checked);
+  if (!slider) return;
+  slider.hidden = pair.length < 2;
+  slider.style.setProperty('--s-at', at + '%');
+  slider.querySelector('input').value = at;
+  pair.map(box => box.closest('td').querySelector('.s-cell')).forEach((cell, place) => {
+    const picture = slider.querySelector('.s-over').children[1 - place], text = cell.querySelector('img').alt;
+    if (picture.src !== cell.href) picture.src = cell.href;
+    picture.alt = slider.querySelector('p').children[place].textContent = text;
+  });
+};
 element.addEventListener('change', event => {
   const {key, field} = event.target.dataset;
   if (field !== 'cell') return;
   ticked = [...ticked.filter(one => one !== key), ...(event.target.checked ? [key] : [])].slice(-2);
-  tick();
-  event.target.dataset.picked = ticked.map(one => one.split('-').pop()).join(',');
+  show();
 }, true);
-const tick = () => {
-  for (const box of element.querySelectorAll('[data-field=cell]')) box.checked = ticked.includes(box.dataset.key);
-};
-watch('value', tick);
-"""
-"""At most two cells are ticked, and stay so while pictures come; the browser knows which."""
-SLIDE = """
 element.addEventListener('input', event => {
-  event.target.closest('.s-wipe')?.style.setProperty('--s-at', event.target.value + '%');
+  if (!event.target.closest('.s-wipe')) return;
+  at = event.target.value;
+  show();
 });
+watch('value', show);
 """
+"""At most two cells are ticked and lie under the slider, and stay so while pictures come: it is the browser's alone."""
+SLIDER = (
+    '<section class="s-card s-wipe" aria-label="Slider for two" hidden>'
+    '<div class="s-over"><img alt=""><img alt=""></div>'
+    '<input type="range" min="0" max="100" value="50" data-key="slider" aria-label="How much of the left picture">'
+    "<p><span></span><span></span></p></section>"
+)
 SCORED = (
     "The bars are the base model’s view. Subject: from 0, as it draws it without the adapter, to 100, as like the "
     "training pictures as they are to each other. Prompt: how much of what else it asks for is there, from 0, as in "
@@ -81,7 +97,7 @@ def table(studio: Studio, job: Job) -> str:
     rows = "".join(_row(job, shown, row, name, there, found) for row, name in enumerate(labels(studio, shown)))
     explained = f'<p class="s-quiet">{SCORED}</p>' if job.request.scored else ""
     return (
-        '<section aria-labelledby="grid-title"><h2 id="grid-title">Side by side</h2>'
+        f'{SLIDER}<section aria-labelledby="grid-title"><h2 id="grid-title">Side by side</h2>'
         f'<p class="s-quiet">Seed {job.request.drawings[0].seed}. A picture opens large; tick two for a slider.</p>'
         f"{explained}{_unscored(job, found)}"
         f'<div class="s-scroll" tabindex="0" role="region" aria-label="Pictures"><table class="s-matrix">'
@@ -116,25 +132,3 @@ def _cell(job: Job, number: int, text: str, there: set[int], found: Scores) -> s
         f'<input type="checkbox" class="s-pick" data-field="cell" data-key="{job.id}-{number}"'
         f' aria-label="For the slider: {esc(text)}">{bar(score) if score is not None else ""}</td>'
     )
-
-
-def slider(studio: Studio, job: Job, picked: tuple[int, ...]) -> str:
-    """Two pictures, one over the other, and how much of which is seen."""
-    shown = grid(job.request) if isinstance(job.request, SampleRequest) else None
-    there = set(drawn_pictures(job))
-    if shown is None or len(picked) != 2 or not there.issuperset(picked):
-        return ""
-    first, second = sorted(picked)
-    left, right = (_name(studio, shown, number) for number in (first, second))
-    url = f"/media/job/{job.id}/picture"
-    return (
-        '<section class="s-card s-wipe" aria-label="Slider for two"><div class="s-over">'
-        f'<img src="{url}/{second}" alt="{esc(right)}"><img src="{url}/{first}" alt="{esc(left)}"></div>'
-        '<input type="range" min="0" max="100" value="50" aria-label="How much of the left picture">'
-        f"<p><span>{esc(left)}</span><span>{esc(right)}</span></p></section>"
-    )
-
-
-def _name(studio: Studio, shown: Grid, number: int) -> str:
-    row, column = divmod(number, len(shown.columns))
-    return f"{labels(studio, shown)[row]}: {shown.columns[column]}"

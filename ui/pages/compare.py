@@ -29,36 +29,30 @@ _FIELDS = ("rows", "prompts", "strengths", "seed", "steps", "")
 @page("compare", "Compare", order=5)
 def build(studio: Studio, live: Live, demo: gr.Blocks) -> Any:
     address = [gr.Textbox(visible=False) for _ in range(3)]  # job, adapters, drawn
-    picked, going = gr.State(()), gr.Textbox(visible=False)
+    going = gr.Textbox(visible=False)
     head = plain_html(elem_id="compare-head")
     with gr.Column(elem_classes="s-step", visible=False, elem_id="compare-form") as form:
         fields, notes = _form()
         start = gr.Button("Draw", variant="primary", elem_id="compare-start")
     progress = live_html(elem_id="compare-progress")
-    slider = live_html(elem_id="compare-slider", script=compare_view.SLIDE)
     table = live_html(elem_id="compare-table", script=compare_view.SCRIPT)
-    live.watch(lambda id, picked: drawn(studio, id, picked), [progress, slider, table], [address[2], picked])
+    live.watch(lambda id: drawn(studio, id), [progress, table], [address[2]])
 
     def begin(job: str, adapters: str, before: str, *given: Any) -> list[Any]:
         offered = comparison.source(studio, job, adapters)
         id, problems = comparison.start(studio, offered, _asked(given))
-        shown = drawn(studio, id, ()) if id else [gr.skip()] * 3
-        return [id or before, (), *shown, *_said(problems)]
+        shown = drawn(studio, id) if id else [gr.skip()] * 2
+        return [id or before, *shown, *_said(problems)]
 
     def acted(id: str, event: gr.EventData) -> list[Any]:
         return act(studio, id, details(event))
 
-    def ticked(id: str, event: gr.EventData) -> list[Any]:
-        numbers = tuple(int(one) for one in details(event).get("picked", "").split(",") if one.isdecimal())[:2]
-        return [numbers, drawn(studio, id, numbers)[1]]
-
-    begun = start.click(begin, [*address, *fields], [address[2], picked, progress, slider, table, *notes], **_PRIVATE)
+    begun = start.click(begin, [*address, *fields], [address[2], progress, table, *notes], **_PRIVATE)
     begun.then(None, address, None, js=_REMEMBER, api_visibility="private")
     for part in (progress, table):
         part.click(acted, address[2], [going, progress], **_PRIVATE).then(
             None, going, None, js=_GO, api_visibility="private"
         )
-    table.input(ticked, address[2], [picked, slider], trigger_mode="multiple", **_PRIVATE)
 
     def load(request: gr.Request) -> list[Any]:
         return loaded(studio, dict(request.query_params))
@@ -150,16 +144,10 @@ def _head(studio: Studio, offered: Source, named: bool, before: Job | None) -> s
     )
 
 
-def drawn(studio: Studio, id: str, picked: tuple[int, ...]) -> list[str]:
-    """Progress, slider and table of a comparison."""
+def drawn(studio: Studio, id: str) -> list[str]:
+    """Progress and table of a comparison."""
     job = _drawing(studio, id)
-    if job is None:
-        return ["", "", ""]
-    return [
-        compare_view.progress(job),
-        compare_view.slider(studio, job, tuple(picked)),
-        compare_view.table(studio, job),
-    ]
+    return ["", ""] if job is None else [compare_view.progress(job), compare_view.table(studio, job)]
 
 
 def act(studio: Studio, id: str, told: dict[str, str]) -> list[Any]:
