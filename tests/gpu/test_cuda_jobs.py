@@ -46,11 +46,13 @@ def worker(queue: Queue) -> Worker:
 def test_jobs_leave_the_card_and_the_base_as_they_were(queue: Queue, config: TrainConfig):
     """Three methods one after the other on one base."""
     changes = [{}, {"adapter": {"method": "dora", "rank": 4}}, {"gradient_checkpointing": True}]
+    made = [quick_config(config.data.folder, base=config.base, steps=12, **change) for change in changes]
     one = worker(queue)
-    submit(queue, config)
-    assert one.serve()  # libraries take their workspaces
+    for each in made:  # libraries take their workspaces: DoRA's products another one than LoRA's
+        submit(queue, each)
+    assert one.serve()
     one.keeper.drop()
-    ids = [submit(queue, quick_config(config.data.folder, base=config.base, steps=12, **change)) for change in changes]
+    ids = [submit(queue, each) for each in made]
     fresh = {name: value.clone() for name, value in load_for(config, CARD).unet.state_dict().items()}
     gc.collect()
     torch.cuda.empty_cache()

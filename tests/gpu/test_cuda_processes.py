@@ -41,18 +41,18 @@ CASES: dict[str, dict[str, object]] = {
 }
 
 
-def config(folder: Path, **changes: object) -> TrainConfig:
-    return quick_config(folder, **{"steps": 12, "precision": "bf16", "batch_size": 4, **changes})
+def config(pictures: Path, base: Path, **changes: object) -> TrainConfig:
+    return quick_config(pictures, **{"base": str(base), "steps": 12, "precision": "bf16", "batch_size": 4, **changes})
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def made(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders of every case's run by two cards and by one."""
     two, one, cache = (tmp_path_factory.mktemp(name) for name in ("two", "one", "cache"))
     pictures = make_pictures(cache / "pictures", count=5)
-    together(train_all, {two / name: config(pictures, **changes) for name, changes in CASES.items()}, cache, gpus=True)
-    runs = {one / name: config(pictures, **changes) for name, changes in CASES.items()}
-    train_all(runs, cache, device="cuda")
+    configs = {name: config(pictures, folder, **changes) for name, changes in CASES.items()}
+    together(train_all, {two / name: made for name, made in configs.items()}, cache, gpus=True)
+    train_all({one / name: made for name, made in configs.items()}, cache, device="cuda")
     return two, one
 
 

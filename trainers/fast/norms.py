@@ -19,8 +19,8 @@ _TRITON = importlib.util.find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _CHANNELS = 64
 """Channels of a block: 128 bytes in bf16, and every width of SDXL is a multiple."""
-_SUMS = 2048
-"""Channels' sums that are joined at once: a size for each number of runs would be a kernel to compile for each."""
+_SUMS = 1024
+"""Sums of channels over runs that are joined at once."""
 _INDEXED = 2**31 - 1
 """Numbers that the kernels can tell apart: they count in 32 bits. A VAE has as many above 4096 × 4096 pixels."""
 
@@ -116,7 +116,7 @@ class _GroupNorm(torch.autograd.Function):
         )
         k.group_moments[len(x), groups](
             *(sums, mean, rstd, tiles.runs, tiles.channels, tiles.width, tiles.pixels * tiles.width, eps),
-            *(tiles.runs_at_once, tiles.padded_width),
+            _SUMS,
         )
         y = torch.empty_like(x, memory_format=torch.channels_last)
         k.group_norm_forward[tiles.grid](
@@ -138,9 +138,7 @@ class _GroupNorm(torch.autograd.Function):
         sums = tiles.sums(x)
         k.group_norm_backward_sums[tiles.runs_grid](*common, sums, *size, tiles.run, tiles.rows, _CHANNELS, *flags)
         totals = sums.new_empty(2, len(x), groups)
-        k.group_totals[len(x), groups](
-            *(sums, totals, tiles.runs, tiles.channels, tiles.width, tiles.runs_at_once, tiles.padded_width)
-        )
+        k.group_totals[len(x), groups](sums, totals, tiles.runs, tiles.channels, tiles.width, _SUMS)
         dx = torch.empty_like(x, memory_format=torch.channels_last)
         count = tiles.pixels * tiles.width
         k.group_norm_backward[tiles.grid](*common, totals, dx, *size, count, tiles.rows, _CHANNELS, *flags)
@@ -159,8 +157,6 @@ class _Tiles:
         blocks = self.channels // _CHANNELS
         self.runs_grid = (n, self.runs, blocks)
         self.grid = (n, -(-self.pixels // self.rows), blocks)
-        self.padded_width = _power_of_two(self.width)
-        self.runs_at_once = max(1, _SUMS // self.padded_width)
 
     def sums(self, x: Tensor) -> Tensor:
         return x.new_empty(len(x), self.runs, 2, self.channels, dtype=torch.float32)

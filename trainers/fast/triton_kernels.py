@@ -3,6 +3,9 @@
 Pictures are channels_last: pixel p of sample n has its C channels side by side at (n·P + p)·C. Group norm sums each
 channel over runs of pixels first and joins channels and runs afterwards: a group's 10 to 80 channels are no good width
 for a block.
+
+A kernel is compiled anew for each constexpr, and for each number that is a multiple of 16 or is not, unless told so:
+half a second each, of which a machine's first run waits. Sizes are therefore ordinary numbers.
 """
 
 # pyright: basic, reportMissingImports=false, reportArgumentType=false, reportInvalidTypeForm=false
@@ -26,14 +29,14 @@ def _silu_slope(u):
 
 
 @triton.jit
-def channel_sums(x, shift, sums, P, C, RUN: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, SHIFT: tl.constexpr):
+def channel_sums(x, shift, sums, P, C, length, BP: tl.constexpr, BC: tl.constexpr, SHIFT: tl.constexpr):
     """Σx and Σx² of each channel over a run of pixels → sums [n, run, 2, C]."""
     n, run, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     c = block * BC + tl.arange(0, BC)
     move = tl.load(shift + n * C + c).to(tl.float32) if SHIFT else tl.zeros([BC], tl.float32)
     first, second = tl.zeros([BC], tl.float32), tl.zeros([BC], tl.float32)
-    for start in range(0, RUN, BP):
-        p = run * RUN + start + tl.arange(0, BP)
+    for start in range(0, length, BP):
+        p = run * length + start + tl.arange(0, BP)
         inside = (p < P)[:, None]
         v = tl.load(x + (n * P + p[:, None]) * C + c[None, :], mask=inside, other=0.0).to(tl.float32) + move[None, :]
         v = tl.where(inside, v, 0.0)
@@ -44,41 +47,40 @@ def channel_sums(x, shift, sums, P, C, RUN: tl.constexpr, BP: tl.constexpr, BC: 
     tl.store(sums + at + C, second)
 
 
-@triton.jit
-def group_moments(sums, mean, rstd, runs, C, width, count, eps, BR: tl.constexpr, BW: tl.constexpr):
+@triton.jit(do_not_specialize=["runs", "width", "count"])
+def group_moments(sums, mean, rstd, runs, C, width, count, eps, BLOCK: tl.constexpr):
     """Mean and 1/deviation of each group from its channels' sums → [n, G]."""
     n, g = tl.program_id(0), tl.program_id(1)
-    first, second = _group_totals(sums, n, g, runs, C, width, BR, BW)
+    first, second = _group_totals(sums, n, g, runs, C, width, BLOCK)
     average = first / count
     at = n * tl.num_programs(1) + g
     tl.store(mean + at, average)
     tl.store(rstd + at, 1.0 / tl.sqrt(tl.maximum(second / count - average * average, 0.0) + eps))
 
 
-@triton.jit
-def group_totals(sums, totals, runs, C, width, BR: tl.constexpr, BW: tl.constexpr):
+@triton.jit(do_not_specialize=["runs", "width"])
+def group_totals(sums, totals, runs, C, width, BLOCK: tl.constexpr):
     """Both sums of each group from its channels' → totals [2, n, G]."""
     n, g = tl.program_id(0), tl.program_id(1)
-    first, second = _group_totals(sums, n, g, runs, C, width, BR, BW)
+    first, second = _group_totals(sums, n, g, runs, C, width, BLOCK)
     at, size = n * tl.num_programs(1) + g, tl.num_programs(0) * tl.num_programs(1)
     tl.store(totals + at, first)
     tl.store(totals + size + at, second)
 
 
 @triton.jit
-def _group_totals(sums, n, g, runs, C, width, BR: tl.constexpr, BW: tl.constexpr):
-    w = tl.arange(0, BW)
-    first, second = tl.zeros([BW], tl.float32), tl.zeros([BW], tl.float32)
-    for start in range(0, runs, BR):
-        r = start + tl.arange(0, BR)
-        inside = (r < runs)[:, None] & (w < width)[None, :]
-        at = ((n * runs + r[:, None]) * 2) * C + g * width + w[None, :]
-        first += tl.sum(tl.load(sums + at, mask=inside, other=0.0), 0)
-        second += tl.sum(tl.load(sums + at + C, mask=inside, other=0.0), 0)
+def _group_totals(sums, n, g, runs, C, width, BLOCK: tl.constexpr):
+    first, second = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+    for start in range(0, runs * width, BLOCK):
+        each = start + tl.arange(0, BLOCK)  # run by run, channel by channel
+        inside = each < runs * width
+        at = ((n * runs + each // width) * 2) * C + g * width + each % width
+        first += tl.load(sums + at, mask=inside, other=0.0)
+        second += tl.load(sums + at + C, mask=inside, other=0.0)
     return tl.sum(first, 0), tl.sum(second, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width"])
 def group_norm_forward(
     x, shift, weight, bias, mean, rstd, y, P, C, G, width,
     BP: tl.constexpr, BC: tl.constexpr, SHIFT: tl.constexpr, SILU: tl.constexpr,
@@ -115,17 +117,17 @@ def _slope(x, shift, weight, bias, mean, rstd, g, n, p, c, P, C, G, width, SHIFT
     return normed, tl.where(inside, d * w, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width"])
 def group_norm_backward_sums(
-    x, shift, weight, bias, mean, rstd, g, sums, P, C, G, width,
-    RUN: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, SHIFT: tl.constexpr, SILU: tl.constexpr,
+    x, shift, weight, bias, mean, rstd, g, sums, P, C, G, width, length,
+    BP: tl.constexpr, BC: tl.constexpr, SHIFT: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
     """Σd and Σd·x̂ of each channel over a run of pixels, d = ∂loss/∂x̂ → sums [n, run, 2, C]."""
     n, run, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     c = block * BC + tl.arange(0, BC)
     first, second = tl.zeros([BC], tl.float32), tl.zeros([BC], tl.float32)
-    for start in range(0, RUN, BP):
-        p = run * RUN + start + tl.arange(0, BP)
+    for start in range(0, length, BP):
+        p = run * length + start + tl.arange(0, BP)
         normed, d = _slope(x, shift, weight, bias, mean, rstd, g, n, p, c, P, C, G, width, SHIFT, SILU)
         first += tl.sum(d, 0)
         second += tl.sum(d * normed, 0)
@@ -134,7 +136,7 @@ def group_norm_backward_sums(
     tl.store(sums + at + C, second)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "count"])
 def group_norm_backward(
     x, shift, weight, bias, mean, rstd, g, totals, dx, P, C, G, width, count,
     BP: tl.constexpr, BC: tl.constexpr, SHIFT: tl.constexpr, SILU: tl.constexpr,
