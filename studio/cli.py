@@ -81,6 +81,7 @@ def train(
     resume: options.Resume = False,
     beside: options.Beside = None,
     gpus: Annotated[int | None, typer.Option(metavar="N", min=1, help="GPUs that share each batch.")] = None,
+    library: options.Library = False,
 ) -> None:
     """Teach a base the subject in FOLDER; leaves DIR/adapter.safetensors, samples and config.yaml."""
     _start(gpus)
@@ -91,6 +92,8 @@ def train(
     )
     if (made := run_training(request, Console(stderr=True))) is not None:
         typer.echo(made)
+        if library:
+            cli_library.add([made])
 
 
 @app.command()
@@ -166,7 +169,7 @@ def fuse(
     base: Annotated[
         str | None, typer.Option(metavar="BASE", help="Base; left out: the one the adapters were made on.")
     ] = None,
-    library: Annotated[bool, typer.Option("--library", help="Add it to the library, too; prints its id.")] = False,
+    library: options.Library = False,
 ) -> None:
     """Make one adapter of several, and report what they do to each other."""
     _start()

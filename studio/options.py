@@ -1,4 +1,4 @@
-"""The options of training, declared once for every command that takes them."""
+"""Options that several commands take, declared once; most are of training."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ QueueOut = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Folder of the run; left out: one of the queue's, see jobs show.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run in --out stopped.")]
+Library = Annotated[bool, typer.Option("--library", help="Add it to the library, too; prints its id.")]
 Beside = Annotated[
     list[Path] | None,
     typer.Option("--with", metavar="ADAPTER", help="Learn on columns that this adapter does not use."),

@@ -17,6 +17,7 @@ from adapters.base import REGISTRY
 from adapters.files import load_adapter
 from studio import __version__, config, training
 from studio.cli import app
+from studio.library import Library
 from studio.recipe import read_recipes
 from studio.runs import RunFolder
 from studio.stopping import Stop
@@ -60,6 +61,13 @@ def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == str(out / "adapter.safetensors")
     return RunFolder(out)
+
+
+def test_training_adds_its_adapter_to_the_library_where_that_is_asked_for(pictures: Path, tmp_path: Path):
+    told = train(pictures, tmp_path / "run", "--steps", "1", "--library").stdout.split()
+    entry = Library().get_adapter(told[-1])
+    assert entry.name == "sks octopus" and entry.thumbnail is not None
+    assert Library().path_of(entry.id).read_bytes() == Path(told[0]).read_bytes()
 
 
 def test_training_leaves_the_adapter_its_configuration_events_and_samples(run: RunFolder):
