@@ -69,7 +69,7 @@ def compare(gpus: int, batch_size: int, steps: int, rounds: int, *, tiny: bool =
 
 
 def keep(found: dict[str, Any], path: Path = RESULTS) -> None:
-    """Prints the ratio beside its bar, and writes all into the file under the number of GPUs."""
+    """Prints the ratio beside its bar, and writes all into the file under the number and kind of GPUs."""
     bar = BARS.get(found["gpus"])
     judged = "" if bar is None else f" (the bar is {bar}: {'met' if found['ratio'] >= bar else 'NOT met'})"
     print(
@@ -77,9 +77,9 @@ def keep(found: dict[str, Any], path: Path = RESULTS) -> None:
         f"{found['one_ms']:.1f} ms: {found['ratio']:.2f} times as many pictures a second{judged}"
     )
     whole = json.loads(path.read_text()) if path.exists() else {}
-    whole[str(found["gpus"])] = found
+    whole[f"{found['gpus']} × {found['one'][0]['device'][0]}"] = found
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(whole, indent=1))
+    path.write_text(json.dumps(whole, indent=1, ensure_ascii=False))
 
 
 def _in_new_processes(count: int, batch_size: int, steps: int, tiny: bool) -> dict[str, Any]:

@@ -73,13 +73,13 @@ def compare(gpus: int, each: int, steps: int, *, tiny: bool = False) -> dict[str
 
 
 def keep(found: dict[str, Any], path: Path = RESULTS) -> None:
-    """Prints the ratio beside its bar, and writes all into the file under the number of GPUs."""
+    """Prints the ratio beside its bar, and writes all into the file under the number and kind of GPUs."""
     gpus = max(found["gpus"])
     met = "met" if found["ratio"] >= BAR * gpus else "NOT met"
     print(f"{gpus} GPUs: {found['ratio']:.2f} times the subjects an hour of one (the bar is {BAR * gpus:.2f}: {met})")
     if not found["tiny"]:
         whole = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps({**whole, str(gpus): found}, indent=1))
+        path.write_text(json.dumps({**whole, f"{gpus} × {found['device']}": found}, indent=1, ensure_ascii=False))
 
 
 def _measure(work: Path, count: int, each: int, steps: int, tiny: bool) -> dict[str, Any]:

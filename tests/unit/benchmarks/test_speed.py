@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.speed import scale
+from benchmarks.speed import scale, subjects
 from benchmarks.speed.measure import step_flops
 from benchmarks.speed.model import Setting
 from benchmarks.speed.ours import OurStep
@@ -63,12 +63,22 @@ def test_gpus_are_compared_by_pictures_a_second_and_the_slowest_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shared: float, said: str
 ) -> None:
     taken = {1: {"alone_ms": [100.0]}, 2: {"alone_ms": [100.0, 90.0], "shared_ms": [95.0, shared]}}
+    taken[1]["device"] = ["a card"]
     monkeypatch.setattr(scale, "_in_new_processes", lambda count, *others: dict(taken[count]))
     scale.keep(scale.compare(2, 4, steps=1, rounds=2), tmp_path / "scale.json")
     assert f"{said} as many pictures a second (the bar is 1.9: {'met' if shared < 105 else 'NOT met'})" in (
         capsys.readouterr().out
     )
-    assert json.loads((tmp_path / "scale.json").read_text())["2"]["one_ms"] == 100.0
+    assert json.loads((tmp_path / "scale.json").read_text())["2 × a card"]["one_ms"] == 100.0
+
+
+@pytest.mark.parametrize(("ratio", "met"), [(1.91, True), (1.89, False)])
+def test_subjects_an_hour_are_judged_by_the_number_of_gpus_and_kept_by_their_kind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ratio: float, met: bool
+) -> None:
+    subjects.keep({"gpus": {1: {}, 2: {}}, "ratio": ratio, "tiny": False, "device": "a card"}, tmp_path / "found.json")
+    assert f"(the bar is 1.90: {'met' if met else 'NOT met'})" in capsys.readouterr().out
+    assert json.loads((tmp_path / "found.json").read_text())["2 × a card"]["ratio"] == ratio
 
 
 def test_arithmetic_grows_with_the_batch() -> None:
