@@ -146,7 +146,8 @@ class TrainRun(JobRun):
             return self._stopped() if event.reason == "paused" else event.reason
         if self._stepping and isinstance(event, events.Stepped | events.Saved):
             return None
-        if isinstance(event, events.Progress) and time.monotonic() - self._listened < _LISTEN_SECONDS:
+        lately = time.monotonic() - self._listened < _LISTEN_SECONDS
+        if isinstance(event, events.Progress) and lately and not self.stop.asked:
             return None
         self._listened = time.monotonic()
         command = self._stopping(self.claim.asked())

@@ -26,7 +26,9 @@ from trainers.buckets import Crop
 DEFAULT_MAX_BYTES = 8 * 2**30
 _SPARED = 0.9  # an eviction goes a little below the bound, so that the next write need not evict again
 _ABANDONED_SECONDS = 3600
-_FORMAT = 2  # part of every key: raise it when pictures or texts are prepared differently than before
+# Parts of the keys: to be raised when pictures, or texts, are prepared differently than before.
+_LATENTS_FORMAT = 2
+_TEXT_FORMAT = 1
 
 
 def default_root() -> Path:
@@ -38,12 +40,12 @@ def latents_key(picture_sha: str, crop: Crop, vae_id: str) -> str:
     """Key of one crop's latents."""
     size = f"{crop.bucket.width}x{crop.bucket.height} of {crop.resized[0]}x{crop.resized[1]}"
     cut = f"{size} at {crop.top},{crop.left} flip {crop.flip}"
-    return f"latents {_FORMAT}\n{picture_sha}\n{cut}\n{vae_id}"
+    return f"latents {_LATENTS_FORMAT}\n{picture_sha}\n{cut}\n{vae_id}"
 
 
 def text_key(text: str, encoder_id: str) -> str:
     """Key of one text's states."""
-    return f"text {_FORMAT}\n{encoder_id}\n{text}"
+    return f"text {_TEXT_FORMAT}\n{encoder_id}\n{text}"
 
 
 class TensorCache:

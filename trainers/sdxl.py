@@ -135,11 +135,15 @@ def load_base(
 ) -> Base:
     """The base `name`, frozen and in eval mode: the UNet on `device`, the rest visits it where it is used.
 
+    A GPU becomes the process's current one: Triton's kernels run there, wherever their tensors lie.
+
     Args:
         resident: further parts that stay on the device.
         compress: what is to be done to the UNet before it moves there (trainers.quantize).
     """
     device = torch.device(device)
+    if device.type == "cuda" and cast("int | None", device.index) is not None:
+        torch.cuda.set_device(device)
     source = find_source(name)
     with ThreadPoolExecutor(1) as beside:  # reads the files along with the loader
         digest = beside.submit(files_hash, source.weight_files)

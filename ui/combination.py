@@ -46,6 +46,7 @@ class Combination(Form):
     options: dict[str, str] = Field(default_factory=dict)
     regions: list[str] = Field(default_factory=list)
     """As they were drawn (ui.components.regions); none: the usual ones."""
+    regions_told: str = ""
     prompt: str = ""
     seed: str = "1"
     job: str = ""

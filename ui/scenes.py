@@ -60,6 +60,8 @@ class Scene(Form):
     scheduler: str = "euler"
     places: Literal["whole", "found", "drawn"] = "whole"
     regions: list[str] = Field(default_factory=list[str])
+    regions_told: str = ""
+    """By which page, and in which turn of it (ui.components.regions)."""
     job: str = ""
     """The job whose pictures are beside the form."""
 

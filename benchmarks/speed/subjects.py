@@ -28,8 +28,8 @@ RESULTS = Path(__file__).parents[1] / "results" / "subjects.json"
 BAR = 0.95
 """Of what so many GPUs could do at most: 3.8 times the subjects on four."""
 _SETTINGS = ("steps={steps}", "save_every=0", "sample.count=1", "sample.inference_steps=30")
-_MOST_WORDS = 80_000_000
-"""Bytes of Ray's own store, through which only configurations and statuses go."""
+_STORE_BYTES = 80_000_000
+"""Of Ray's own store, through which only configurations and statuses go."""
 
 
 @dataclass
@@ -85,10 +85,9 @@ def keep(found: dict[str, Any], path: Path = RESULTS) -> None:
 def _measure(work: Path, count: int, each: int, steps: int, tiny: bool) -> dict[str, Any]:
     import ray
 
-    # None of them shared with the other count: latents would be found
-    runs = tuple(_planned(work, f"{count}-{n}", steps, tiny) for n in range(count * (1 + each)))
-    words: Any = {"num_cpus": count} if tiny else {"num_gpus": count}
-    ray.init(**words, include_dashboard=False, object_store_memory=_MOST_WORDS, log_to_driver=False)
+    runs = tuple(_planned(work, count, n, steps, tiny) for n in range(count * (1 + each)))
+    devices: Any = {"num_cpus": count} if tiny else {"num_gpus": count}
+    ray.init(**devices, include_dashboard=False, object_store_memory=_STORE_BYTES, log_to_driver=False)
     heard = _Heard()
     try:
         begun = time.perf_counter()
@@ -103,9 +102,10 @@ def _measure(work: Path, count: int, each: int, steps: int, tiny: bool) -> dict[
     return {"subjects_an_hour": 3600 * counted / seconds, "seconds": round(seconds, 2), "whole_s": round(whole, 2)}
 
 
-def _planned(work: Path, name: str, steps: int, tiny: bool) -> PlannedRun:
-    start = sum(ord(letter) * 1000**at for at, letter in enumerate(name))
+def _planned(work: Path, count: int, number: int, steps: int, tiny: bool) -> PlannedRun:
+    """A subject whose pictures and words no other run of either count has: the cache would know them."""
+    name, start = f"{count}-{number}", 5 * (1000 * count + number)
     pictures = make_pictures(work / "subjects" / name, 5, 128 if tiny else 1024, start=start)
     flags = {"base": str(work / "base"), "data.folder": str(pictures)}
-    flags |= {"data.captions.trigger": "sks", "data.captions.class_word": "dog"}
+    flags |= {"data.captions.trigger": f"sks{count}x{number}", "data.captions.class_word": "dog"}
     return PlannedRun(name, {}, compose([flags_layer(flags), set_layer([s.format(steps=steps) for s in _SETTINGS])]))

@@ -61,6 +61,7 @@ def options(name: str) -> dict[str, Any]:
 def test_submit_takes_the_flags_of_train():
     train, submit = options("train"), options("submit")
     assert submit.pop("['--worker']") and train.pop("['--gpus']")  # a worker has one device
+    assert train.pop("['--library']")  # a job's adapter is there anyway
     assert train.pop("['--out']")[1:] == submit.pop("['--out']")[1:]
     assert submit == train
 

@@ -80,3 +80,9 @@ def test_two_adapters_are_drawn_side_by_side_and_slid_over_each_other(page: Any,
     page.reload()
     expect(pictures).to_have_count(2)
     expect(page.get_by_role("button", name="Use Dog zwx")).to_be_visible()
+    for box in page.get_by_label(re.compile("For the slider")).all():
+        box.press(" ")
+    expect(slider).to_be_visible()
+    strengths.fill("0.5")
+    page.get_by_role("button", name="Draw").press("Enter")
+    expect(slider).to_be_hidden()  # what is drawn now are others

@@ -1,4 +1,4 @@
-"""What lies between the UNet's products: norms, activations and additions, each pass over memory made once.
+"""What lies between the products of UNet and VAE: norms, activations and additions, each pass over memory made once.
 
 Norms' weights are frozen: gradients flow to activations only. On a GPU with Triton the kernels of
 trainers.fast.triton_kernels run; elsewhere, and for shapes they are not made for, torch's own operations.
@@ -22,7 +22,7 @@ _CHANNELS = 64
 _SUMS = 1024
 """Sums of channels over runs that are joined at once."""
 _INDEXED = 2**31 - 1
-"""Numbers that the kernels can tell apart: they count in 32 bits. A VAE has as many above 4096 × 4096 pixels."""
+"""Numbers that group norm's kernels can tell apart: they count in 32 bits. SDXL's VAE has more above 8 megapixels."""
 
 Picture = Float[Tensor, "n c h w"]
 Rows = Float[Tensor, "*rows c"]
@@ -32,7 +32,7 @@ def group_norm_silu(
     x: Picture, norm: nn.GroupNorm, shift: Float[Tensor, "n c"] | None = None, silu: bool = True
 ) -> Picture:
     """silu(group_norm(x + shift)), in channels_last where a kernel makes it."""
-    if not _fits(x) or x.shape[1] % _CHANNELS or not norm.affine:
+    if not _fits(x) or x.numel() > _INDEXED or x.shape[1] % _CHANNELS or not norm.affine:
         moved = x if shift is None else x + shift[:, :, None, None]
         y = F.group_norm(moved, norm.num_groups, norm.weight, norm.bias, norm.eps)
         return F.silu(y) if silu else y
@@ -89,8 +89,7 @@ def add_shift_residual(x: Picture, shift: Tensor | None, residual: Picture) -> P
 
 
 def _fits(x: Tensor) -> bool:
-    there = _TRITON and (x.is_cuda or _INTERPRETED)
-    return there and x.numel() <= _INDEXED and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return _TRITON and (x.is_cuda or _INTERPRETED) and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _kernels() -> Any:
@@ -155,8 +154,8 @@ class _Tiles:
         self.run = 256 if self.pixels >= 16384 else 128 if self.pixels >= 4096 else 64
         self.runs = -(-self.pixels // self.run)
         blocks = self.channels // _CHANNELS
-        self.runs_grid = (n, self.runs, blocks)
-        self.grid = (n, -(-self.pixels // self.rows), blocks)
+        self.runs_grid = (self.runs, n, blocks)
+        self.grid = (-(-self.pixels // self.rows), n, blocks)
 
     def sums(self, x: Tensor) -> Tensor:
         return x.new_empty(len(x), self.runs, 2, self.channels, dtype=torch.float32)

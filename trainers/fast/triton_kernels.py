@@ -2,10 +2,10 @@
 
 Pictures are channels_last: pixel p of sample n has its C channels side by side at (n·P + p)·C. Group norm sums each
 channel over runs of pixels first and joins channels and runs afterwards: a group's 10 to 80 channels are no good width
-for a block.
+for a block. Pixels are on a grid's first axis: the others end at 65 535.
 
 A kernel is compiled anew for each constexpr, and for each number that is a multiple of 16 or is not, unless told so:
-half a second each, of which a machine's first run waits. Sizes are therefore ordinary numbers.
+a quarter of a second each, for which a machine's first run waits. Sizes are therefore ordinary numbers.
 """
 
 # pyright: basic, reportMissingImports=false, reportArgumentType=false, reportInvalidTypeForm=false
@@ -31,7 +31,7 @@ def _silu_slope(u):
 @triton.jit
 def channel_sums(x, shift, sums, P, C, length, BP: tl.constexpr, BC: tl.constexpr, SHIFT: tl.constexpr):
     """Σx and Σx² of each channel over a run of pixels → sums [n, run, 2, C]."""
-    n, run, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    run, n, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     c = block * BC + tl.arange(0, BC)
     move = tl.load(shift + n * C + c).to(tl.float32) if SHIFT else tl.zeros([BC], tl.float32)
     first, second = tl.zeros([BC], tl.float32), tl.zeros([BC], tl.float32)
@@ -42,7 +42,7 @@ def channel_sums(x, shift, sums, P, C, length, BP: tl.constexpr, BC: tl.constexp
         v = tl.where(inside, v, 0.0)
         first += tl.sum(v, 0)
         second += tl.sum(v * v, 0)
-    at = ((n * tl.num_programs(1) + run) * 2) * C + c
+    at = ((n * tl.num_programs(0) + run) * 2) * C + c
     tl.store(sums + at, first)
     tl.store(sums + at + C, second)
 
@@ -85,9 +85,9 @@ def group_norm_forward(
     x, shift, weight, bias, mean, rstd, y, P, C, G, width,
     BP: tl.constexpr, BC: tl.constexpr, SHIFT: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
-    n, block = tl.program_id(0), tl.program_id(2)
+    n, block = tl.program_id(1), tl.program_id(2)
     c = block * BC + tl.arange(0, BC)
-    p = tl.program_id(1) * BP + tl.arange(0, BP)
+    p = tl.program_id(0) * BP + tl.arange(0, BP)
     inside = (p < P)[:, None]
     m, r = tl.load(mean + n * G + c // width), tl.load(rstd + n * G + c // width)
     scale = r * tl.load(weight + c).to(tl.float32)
@@ -123,7 +123,7 @@ def group_norm_backward_sums(
     BP: tl.constexpr, BC: tl.constexpr, SHIFT: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
     """Σd and Σd·x̂ of each channel over a run of pixels, d = ∂loss/∂x̂ → sums [n, run, 2, C]."""
-    n, run, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    run, n, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     c = block * BC + tl.arange(0, BC)
     first, second = tl.zeros([BC], tl.float32), tl.zeros([BC], tl.float32)
     for start in range(0, length, BP):
@@ -131,7 +131,7 @@ def group_norm_backward_sums(
         normed, d = _slope(x, shift, weight, bias, mean, rstd, g, n, p, c, P, C, G, width, SHIFT, SILU)
         first += tl.sum(d, 0)
         second += tl.sum(d * normed, 0)
-    at = ((n * tl.num_programs(1) + run) * 2) * C + c
+    at = ((n * tl.num_programs(0) + run) * 2) * C + c
     tl.store(sums + at, first)
     tl.store(sums + at + C, second)
 
@@ -141,11 +141,11 @@ def group_norm_backward(
     x, shift, weight, bias, mean, rstd, g, totals, dx, P, C, G, width, count,
     BP: tl.constexpr, BC: tl.constexpr, SHIFT: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
-    n, block = tl.program_id(0), tl.program_id(2)
+    n, block = tl.program_id(1), tl.program_id(2)
     c = block * BC + tl.arange(0, BC)
-    p = tl.program_id(1) * BP + tl.arange(0, BP)
+    p = tl.program_id(0) * BP + tl.arange(0, BP)
     normed, d = _slope(x, shift, weight, bias, mean, rstd, g, n, p, c, P, C, G, width, SHIFT, SILU)
-    size = tl.num_programs(0) * G
+    size = tl.num_programs(1) * G
     first = tl.load(totals + n * G + c // width) / count
     second = tl.load(totals + size + n * G + c // width) / count
     d = (d - first[None, :] - normed * second[None, :]) * tl.load(rstd + n * G + c // width)[None, :]

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.resnet import ResnetBlock2D
+from torch import nn
 
 from trainers.fast.norms import group_norm_silu
 from trainers.fast.resnets import is_plain_resnet, resnet
@@ -16,12 +17,11 @@ from trainers.fast.resnets import is_plain_resnet, resnet
 def hasten(vae: AutoencoderKL) -> None:
     """Replaces forwards within it by ones that compute the same, and lays its convolutions out in channels_last.
 
-    For good: nothing is attached to a VAE. Its weights, names and hash stay. On one H200 a picture of 1024 px in bf16
-    is encoded in 17 ms instead of 47, and decoded in 32 instead of 85.
+    For good: nothing is attached to a VAE. Its weights, names and hash stay; blocks of other kinds are left alone.
     """
     cast(Any, vae).to(memory_format=torch.channels_last)
-    for module in cast("list[Any]", list(vae.modules())):
+    for name, module in cast("list[tuple[str, Any]]", list(vae.named_modules())):
         if isinstance(module, ResnetBlock2D) and is_plain_resnet(module, with_time=False):
             module.forward = partial(resnet, module)
-    for part in cast("list[Any]", [vae.encoder, vae.decoder]):
-        part.conv_norm_out.forward = partial(group_norm_silu, norm=part.conv_norm_out, silu=False)
+        elif name.endswith("conv_norm_out") and type(module) is nn.GroupNorm:
+            cast(Any, module).forward = partial(group_norm_silu, norm=module, silu=False)

@@ -1,6 +1,7 @@
 // Boxes on a canvas of the picture's shape, each with a prompt. Told to Python as texts: "left,top,right,bottom: prompt".
+const PAGE = Math.random().toString(36).slice(2);
 const LARGEST = 5, STEP = 0.02, SMALLEST = 0.06;
-let regions = [], held = null;
+let regions = [], held = null, turn = 0;
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 const find = name => element.querySelector(name);
 const make = (tag, attributes, text = '') => {
@@ -10,6 +11,7 @@ const make = (tag, attributes, text = '') => {
   return made;
 };
 const tell = () => trigger('input', {
+  turn: `${PAGE}:${++turn}`,
   value: JSON.stringify(regions.map(one => one.box.map(side => +side.toFixed(3)).join(',') + ': ' + one.prompt)),
 });
 const phrases = () => JSON.parse(find('.s-regions').dataset.phrases);

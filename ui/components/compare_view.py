@@ -14,15 +14,13 @@ from ui.media import drawn_pictures
 from ui.studio import Studio
 
 SCRIPT = """
-let ticked = [], at = 50;
-const boxes = () => [...element.querySelectorAll('[data-field=cell]')];
+let ticked = [];
 const show = () => {
-  for (const box of boxes()) box.checked = ticked.includes(box.dataset.key);
-  const slider = element.querySelector('.s-wipe'), pair = boxes().filter(box => box.checked);
-  if (!slider) return;
+  const boxes = [...element.querySelectorAll('[data-cell]')], slider = document.querySelector('.s-wipe');
+  for (const box of boxes) box.checked = ticked.includes(box.dataset.key);
+  const pair = boxes.filter(box => box.checked);
   slider.hidden = pair.length < 2;
-  slider.style.setProperty('--s-at', at + '%');
-  slider.querySelector('input').value = at;
+  if (slider.hidden) return;
   pair.map(box => box.closest('td').querySelector('.s-cell')).forEach((cell, place) => {
     const picture = slider.querySelector('.s-over').children[1 - place], text = cell.querySelector('img').alt;
     if (picture.src !== cell.href) picture.src = cell.href;
@@ -30,14 +28,9 @@ const show = () => {
   });
 };
 element.addEventListener('change', event => {
-  const {key, field} = event.target.dataset;
-  if (field !== 'cell') return;
+  const {cell, key} = event.target.dataset;
+  if (cell === undefined) return;
   ticked = [...ticked.filter(one => one !== key), ...(event.target.checked ? [key] : [])].slice(-2);
-  show();
-}, true);
-element.addEventListener('input', event => {
-  if (!event.target.closest('.s-wipe')) return;
-  at = event.target.value;
   show();
 });
 watch('value', show);
@@ -46,9 +39,14 @@ watch('value', show);
 SLIDER = (
     '<section class="s-card s-wipe" aria-label="Slider for two" hidden>'
     '<div class="s-over"><img alt=""><img alt=""></div>'
-    '<input type="range" min="0" max="100" value="50" data-key="slider" aria-label="How much of the left picture">'
+    '<input type="range" min="0" max="100" value="50" aria-label="How much of the left picture">'
     "<p><span></span><span></span></p></section>"
 )
+SLIDE = """
+element.addEventListener('input', event => {
+  event.target.closest('.s-wipe')?.style.setProperty('--s-at', event.target.value + '%');
+});
+"""
 SCORED = (
     "The bars are the base model’s view. Subject: from 0, as it draws it without the adapter, to 100, as like the "
     "training pictures as they are to each other. Prompt: how much of what else it asks for is there, from 0, as in "
@@ -97,7 +95,7 @@ def table(studio: Studio, job: Job) -> str:
     rows = "".join(_row(job, shown, row, name, there, found) for row, name in enumerate(labels(studio, shown)))
     explained = f'<p class="s-quiet">{SCORED}</p>' if job.request.scored else ""
     return (
-        f'{SLIDER}<section aria-labelledby="grid-title"><h2 id="grid-title">Side by side</h2>'
+        '<section aria-labelledby="grid-title"><h2 id="grid-title">Side by side</h2>'
         f'<p class="s-quiet">Seed {job.request.drawings[0].seed}. A picture opens large; tick two for a slider.</p>'
         f"{explained}{_unscored(job, found)}"
         f'<div class="s-scroll" tabindex="0" role="region" aria-label="Pictures"><table class="s-matrix">'
@@ -129,6 +127,6 @@ def _cell(job: Job, number: int, text: str, there: set[int], found: Scores) -> s
     return (
         f'<td><a class="s-cell" href="{url}" target="_blank">'
         f'<img src="{url}/small" alt="{esc(text)}" loading="lazy"></a>'
-        f'<input type="checkbox" class="s-pick" data-field="cell" data-key="{job.id}-{number}"'
+        f'<input type="checkbox" class="s-pick" data-cell data-key="{job.id}-{number}"'
         f' aria-label="For the slider: {esc(text)}">{bar(score) if score is not None else ""}</td>'
     )

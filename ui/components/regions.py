@@ -1,7 +1,7 @@
 """Regions of a picture, drawn as boxes on a canvas of its shape, each with a prompt.
 
 canvas = regions_html(elem_id="regions")
-canvas.input(…)                                  # read_regions(event) gives the texts that were drawn
+canvas.input(…)                                  # take_regions(form, event) puts the texts that were drawn into it
 return regions_markup(texts, size, phrases)      # its value
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from importlib import resources
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import gradio as gr
 
@@ -58,9 +58,24 @@ def _box(text: str) -> dict[str, Any] | None:
     return {"box": region.box, "prompt": prompt.strip()}
 
 
-def read_regions(event: gr.EventData) -> list[str]:
-    """The texts that were drawn (texts_of)."""
-    return texts_of(details(event).get("value", ""))
+class HasRegions(Protocol):
+    """A form with regions, and the turn in which they were told: which page, and how often it had told before."""
+
+    regions: list[str]
+    regions_told: str
+
+
+def take_regions(form: HasRegions, event: gr.EventData) -> None:
+    """The texts that were drawn (texts_of), unless the same page has told later ones: requests overtake each other."""
+    told = details(event)
+    (page, turn), (before, last) = _turn(told.get("turn", "")), _turn(form.regions_told)
+    if page != before or turn > last:
+        form.regions, form.regions_told = texts_of(told.get("value", "")), f"{page}:{turn}"
+
+
+def _turn(text: str) -> tuple[str, int]:
+    page, _, number = text[:40].partition(":")
+    return page, int(number) if number.isascii() and number.isdecimal() else 0
 
 
 def texts_of(value: str) -> list[str]:

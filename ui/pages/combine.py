@@ -18,12 +18,16 @@ from ui.combining import Combining
 from ui.components import combine_form, fusion_view
 from ui.components.live import Live
 from ui.components.markup import details, live_html, message, plain_html
-from ui.components.regions import read_regions, regions_html, texts_of
+from ui.components.regions import regions_html, take_regions, texts_of
 from ui.forms import Forms
 from ui.pages import page
 from ui.studio import Studio
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+# Gradio's usual "once" drops what comes while the one before is under way.
+_IN_TURN: dict[str, Any] = {
+    **_PRIVATE, "concurrency_id": "combine", "concurrency_limit": 1, "trigger_mode": "multiple"
+}  # fmt: skip
 _REMEMBER = "(id) => { history.replaceState(null, '', '/combine?draft=' + id); }"
 _PARTS = ("subjects", "mix", "regions", "start", "result", "preview", "pictures")
 _FOLLOWED = ("result", "pictures")
@@ -50,11 +54,11 @@ def build(studio: Studio, live: Live, demo: gr.Blocks) -> Any:
         return screen.pressed(id, texts, details(event))
 
     def drawn(id: str, event: gr.EventData) -> list[Any]:
-        return screen.drawn(id, read_regions(event))
+        return screen.drawn(id, event)
 
     for name, part in parts.items():
         heard = drawn if name == "regions" else changed
-        part.input(heard, draft_id, outputs, trigger_mode="multiple", **_PRIVATE)  # "once" drops what comes meanwhile
+        part.input(heard, draft_id, outputs, **_IN_TURN)
         part.click(pressed, [draft_id, fields], outputs, js=combine_form.COLLECT, **_PRIVATE)
     loaded = demo.load(_loader(studio, forms), None, draft_id, **_PRIVATE)
     loaded.then(None, draft_id, None, js=_REMEMBER, api_visibility="private")
@@ -179,11 +183,11 @@ class Screen:
             return self._only(subjects=message(str(error)))
         return [gr.skip()] * len(_PARTS) if field in _QUIET else self.show(form)
 
-    def drawn(self, id: str, texts: list[str]) -> list[Any]:
+    def drawn(self, id: str, event: gr.EventData) -> list[Any]:
         """Regions were drawn; the canvas shows them already."""
         try:
             with self.forms.changing(id) as form:
-                form.regions = texts
+                take_regions(form, event)
         except StudioError as error:
             return self._only(subjects=message(str(error)))
         return [gr.skip()] * len(_PARTS)

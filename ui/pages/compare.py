@@ -35,6 +35,7 @@ def build(studio: Studio, live: Live, demo: gr.Blocks) -> Any:
         fields, notes = _form()
         start = gr.Button("Draw", variant="primary", elem_id="compare-start")
     progress = live_html(elem_id="compare-progress")
+    live_html(compare_view.SLIDER, elem_id="compare-slider", script=compare_view.SLIDE)  # never sent again
     table = live_html(elem_id="compare-table", script=compare_view.SCRIPT)
     live.watch(lambda id: drawn(studio, id), [progress, table], [address[2]])
 

@@ -14,7 +14,7 @@ from ui import scene_sources, scenes, uploads
 from ui.components.create_form import Form
 from ui.components.live import Live
 from ui.components.markup import details, live_html, plain_html
-from ui.components.regions import read_regions
+from ui.components.regions import take_regions
 from ui.components.scene_view import chips_markup, history_markup, pictures_markup
 from ui.course import Courses
 from ui.forms import Forms
@@ -184,7 +184,7 @@ class _Screen:
 
     def place(self, id: str, event: gr.EventData) -> list[Any]:
         with self.kept.changing(id) as scene:
-            scene.regions = read_regions(event)
+            take_regions(scene, event)
         return self.form.told(scene, Problems())
 
     def dropped(self, id: str, file: str | None) -> list[Any]:

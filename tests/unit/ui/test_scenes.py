@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 pytest.importorskip("gradio", reason="gradio is not installed: the web pages were not tested")
+
+import gradio as gr
 
 from adapters.errors import FileFormatError, UserInputError
 from studio.paths import picture_name
@@ -21,7 +24,7 @@ from ui import media, scene_sources, scenes
 from ui.api import describe
 from ui.components import jobs as job_cards
 from ui.components import words
-from ui.components.regions import regions_markup
+from ui.components.regions import regions_markup, take_regions
 from ui.components.scene_view import chips_markup
 from ui.course import Courses
 from ui.forms import Forms
@@ -172,6 +175,18 @@ def test_what_is_no_region_is_not_drawn_and_no_markup_comes_through():
     markup = regions_markup(["left half: <b>", "nan,0,1,1: a", "junk"], (160, 96))
     assert markup.count("[0.0, 0.0, 0.5, 1.0]") == 1
     assert "nan" not in markup and "<b>" not in markup
+
+
+@pytest.mark.parametrize(
+    ("turns", "kept"),
+    [(["a:1", "a:2"], "a:2"), (["a:2", "a:1"], "a:2"), (["a:9", "a:10"], "a:10"), (["a:9", "b:1"], "b:1")],
+    ids=["in order", "overtaken", "counted", "another page"],
+)
+def test_regions_that_a_page_told_later_stay(turns: list[str], kept: str) -> None:
+    drawn = scene()
+    for turn in turns:
+        take_regions(drawn, gr.EventData(None, {"turn": turn, "value": json.dumps([f"0,0,1,1: {turn}"])}))
+    assert drawn.regions == [f"0,0,1,1: {kept}"]
 
 
 def test_a_subject_to_choose_shows_its_thumbnail_where_it_has_one(studio: Studio, cat: str, tmp_path: Path):
