@@ -19,8 +19,7 @@ const show = () => {
   const boxes = [...element.querySelectorAll('[data-cell]')], slider = document.querySelector('.s-wipe');
   for (const box of boxes) box.checked = ticked.includes(box.dataset.key);
   const pair = boxes.filter(box => box.checked);
-  slider.hidden = pair.length < 2;
-  if (slider.hidden) return;
+  if (!slider || (slider.hidden = pair.length < 2)) return;
   pair.map(box => box.closest('td').querySelector('.s-cell')).forEach((cell, place) => {
     const picture = slider.querySelector('.s-over').children[1 - place], text = cell.querySelector('img').alt;
     if (picture.src !== cell.href) picture.src = cell.href;
