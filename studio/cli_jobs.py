@@ -174,8 +174,12 @@ def reorder(
 def _asker(ask: Ask) -> Callable[..., None]:
     def command(job: Id) -> None:
         from studio.queue import Queue
+        from studio.store.states import ACTIVE
 
-        typer.echo(Queue().send(job, ask).state)
+        state = Queue().send(job, ask).state
+        typer.echo(state)
+        if state in ACTIVE:
+            typer.echo("It has been told, and does so after the step that it is in.", err=True)
 
     return command
 
@@ -188,7 +192,9 @@ def worker(
     gpu: Annotated[
         int | None, typer.Option(metavar="N", min=0, help="Number of the GPU; left out: a free one.")
     ] = None,
-    once: Annotated[bool, typer.Option("--once", help="Do one job and stop.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Do one job, waiting for it if there is none, and stop.")
+    ] = False,
     until_empty: Annotated[bool, typer.Option("--until-empty", help="Stop when no job waits.")] = False,
     idle: Annotated[
         float | None, typer.Option(metavar="SECONDS", min=0, help="Stop when no job has waited for so long.")

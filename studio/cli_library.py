@@ -20,7 +20,7 @@ Id = Annotated[str, typer.Argument(metavar="ADAPTER", help="Its id, or as much o
 Ids = Annotated[list[str], typer.Argument(metavar="ADAPTER...", help="Ids, or the beginnings of ids.")]
 Tags = Annotated[list[str], typer.Argument(metavar="TAG...", help="Tags.")]
 Tag = Annotated[str | None, typer.Option(metavar="TAG", help="Only those with this tag.")]
-Base = Annotated[str | None, typer.Option(metavar="HASH", help="Only those made on the base of this hash.")]
+Base = Annotated[str | None, typer.Option(metavar="BASE", help="Only those made on the base of this name, or hash.")]
 Trash = Annotated[bool, typer.Option("--trash", help="What is in the trash.")]
 Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
@@ -126,7 +126,7 @@ def trash(adapters: Ids) -> None:
     from studio.library import Library
 
     shelf = Library()
-    for id in adapters:
+    for id in [shelf.get_adapter(id).id for id in adapters]:  # one that is not there stops all, not some
         typer.echo(shelf.trash(id).name)
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from studio import workers
 from studio.progress import display_for, duration, size, speed
 from studio.queue import Queue
 from studio.store import Job
@@ -96,6 +97,7 @@ def follow(queue: Queue, id: str, console: Console) -> Job:
             if job.state not in (*ACTIVE, *WAITING):
                 return job
             if job.state in WAITING and not waiting_told:
-                console.print(f"Job {job.id} waits for a worker.", markup=False, highlight=False)
+                nobody = "" if workers.alive(queue.home) else " None is alive: studio worker does the queue."
+                console.print(f"Job {job.id} waits for a worker.{nobody}", markup=False, highlight=False)
                 waiting_told = True
             time.sleep(_POLL_SECONDS)

@@ -68,7 +68,7 @@ class Library:
         """The newest first: those where each word of `text` is in the name, trigger, class, tags, method or base.
 
         Args:
-            base: hash of the base that they belong to.
+            base: name of the base that they belong to, or how its hash begins.
             trashed: what is in the trash, instead of what is not.
         """
         told, tag, base = clean(text, len(text)), clean(tag or "").casefold(), clean(base or "")

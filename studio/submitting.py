@@ -12,17 +12,19 @@ from studio import config, runs
 from studio.queue import Submission
 from studio.store import Job, TrainRequest
 from studio.training import Request, configure
+from trainers import images
 from trainers.checkpoint import newest, step_of
 from trainers.config import TrainConfig
 
 
 def submission(request: Request, *, batch: str | None = None, key: str | None = None) -> Submission:
-    """What `studio train` would run, to be queued; refuses what it would refuse before loading a base."""
+    """What `studio train` would run, to be queued; refuses what it would refuse, pictures that cannot be used, too."""
     whole = configure(request)
     captions = whole.data.captions
     folder = request.out
     if folder is None and request.resume:
         folder = runs.latest_out(captions.trigger, captions.class_word)
+    images.find_pictures(whole.data.folder, whole.data.checks)
     return checked(whole, folder, resume=request.resume, batch=batch, key=key)
 
 

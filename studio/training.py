@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from adapters.errors import UserInputError
+from adapters.errors import MissingError, UserInputError
 from studio import __version__, config, runs
 from studio.failures import Interrupted
 from studio.processes import joined, unmoved
@@ -60,6 +60,10 @@ def configure(request: Request) -> TrainConfig:
 
 def _own_config(request: Request) -> Path | None:
     out = request.out or _latest(request.flags)
+    if not out.exists():
+        raise MissingError(
+            f"There is no run in {out} to resume.", "Name its folder with --out, or start without --resume."
+        )
     found = out / "config.yaml"
     return found if found.exists() else None
 

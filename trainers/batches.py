@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -42,6 +42,8 @@ class Batch:
 class _Bucket:
     tensors: BucketTensors
     subject: tuple[int, ...]
+    once: tuple[int, ...]
+    """Of the subject's rows one a picture."""
     prior: tuple[int, ...]
 
 
@@ -56,24 +58,29 @@ class BatchPlan:
     def __init__(
         self, buckets: Mapping[Bucket, BucketTensors], batch_size: int, seed: int, world: World = ALONE
     ) -> None:
-        self.batch_size, self.seed, self.world = batch_size, seed, world
-        self._buckets = [self._split(tensors) for _, tensors in sorted(buckets.items(), key=_size_of)]
-        chunks = [-(-len(bucket.subject) // batch_size) for bucket in self._buckets]
+        self.batch_size, self.world = batch_size, world
+        self._plan(seed, [self._split(tensors) for _, tensors in sorted(buckets.items(), key=_size_of)])
+
+    def _plan(self, seed: int, buckets: list[_Bucket]) -> None:
+        self.seed, self._buckets = seed, buckets
+        chunks = [-(-len(bucket.subject) // self.batch_size) for bucket in buckets]
         self.batches_per_epoch = sum(chunks)
         self._slots = [(b, chunk) for b, count in enumerate(chunks) for chunk in range(count)]
         self._epochs: dict[int, _Epoch] = {}
 
-    def reseeded(self, seed: int) -> BatchPlan:
-        """The same pictures in other order, crops and latents."""
+    def for_validation(self, seed: int) -> BatchPlan:
+        """Each of the subject's pictures once an epoch, in an order, crops and latents of its own."""
         other = copy(self)
-        other.seed, other._epochs = seed, {}
+        other._plan(seed, [replace(bucket, subject=bucket.once) for bucket in self._buckets])
         return other
 
     @staticmethod
     def _split(tensors: BucketTensors) -> _Bucket:
         prior = tensors.is_prior.tolist()
+        again = [False] * len(prior) if tensors.is_repeat is None else tensors.is_repeat.tolist()
         subject = tuple(row for row, flag in enumerate(prior) if not flag)
-        return _Bucket(tensors, subject, tuple(row for row, flag in enumerate(prior) if flag))
+        once = tuple(row for row in subject if not again[row])
+        return _Bucket(tensors, subject, once, tuple(row for row, flag in enumerate(prior) if flag))
 
     def rows(self, number: int) -> tuple[int, list[int]]:
         """Bucket index and row numbers of batch `number` (subject rows, then as many class rows if there are any)."""

@@ -77,6 +77,8 @@ class BucketTensors:
     time_ids: Float[Tensor, "n v 6"]
     captions: Int[Tensor, "n k"]
     is_prior: Bool[Tensor, " n"]
+    is_repeat: Bool[Tensor, " n"] | None = None
+    """Items of a picture that an earlier one shows already; None: there are none."""
 
 
 def data_warnings(pictures: Sequence[Picture], config: DataConfig) -> list[str]:
@@ -172,6 +174,7 @@ def _stack(rows: list[EncodedItem], number: dict[str, int], device: torch.device
     masks = [row.mask for row in rows if row.mask is not None]
     time_ids = [torch.tensor([crop.time_ids for crop in row.item.crops], dtype=torch.float32) for row in rows]
     captions = [torch.tensor([number[caption] for caption in row.item.captions]) for row in rows]
+    paths = [row.item.picture.path for row in rows]
     return BucketTensors(
         mean=_even([row.mean for row in rows], variants).to(device),
         std=_even([row.std for row in rows], variants).to(device),
@@ -179,6 +182,7 @@ def _stack(rows: list[EncodedItem], number: dict[str, int], device: torch.device
         time_ids=_even(time_ids, variants).to(device),
         captions=_even(captions, texts).to(device),
         is_prior=torch.tensor([row.item.is_prior for row in rows], device=device),
+        is_repeat=torch.tensor([path in paths[:row] for row, path in enumerate(paths)]),
     )
 
 

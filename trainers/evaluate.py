@@ -21,7 +21,7 @@ def validation_loss(engine: Engine, seed: int, levels: int, forward: RecordedFor
     """
     last = engine.scheduler.config["num_train_timesteps"]
     found: list[Tensor] = []
-    plan = engine.plan.reseeded(derive_seed(seed, "validation"))
+    plan = engine.plan.for_validation(derive_seed(seed, "validation"))
     with recorded(engine.unet, forward) if engine.recorder.enabled else nullcontext():
         for number in range(plan.batches_per_epoch):
             batch = plan.batch(number).subject_only()

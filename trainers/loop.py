@@ -75,8 +75,8 @@ def train(
     found = _latest(out) if resume else None
     if warning := rate_warning(config.optim):
         yield Note(level="warning", text=warning)
-    yield Note(text=f"Loading the base {config.base} on {where}.")
     images.require_pictures(config.data.folder)
+    yield Note(text=f"Loading the base {config.base} on {where}.")
     base = bases(config, where)
     with ExitStack() as undo:
         undo.enter_context(as_trained(base, config))

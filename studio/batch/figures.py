@@ -105,7 +105,7 @@ def _last_loss(steps: Sequence[events.Stepped]) -> float | None:
     if not steps:
         return None
     begin = steps[-1].step * (1 - _LAST_PART)
-    return fmean(event.loss for event in steps if event.step >= begin)
+    return fmean(event.loss for event in steps if event.step > begin)
 
 
 def _quoted(path: str) -> str:

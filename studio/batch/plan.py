@@ -86,7 +86,9 @@ def plan(target: Path, preset: str | None = None, assignments: Sequence[str] = (
 def _refusal(target: Path, mistakes: Iterable[Mistake]) -> MistakesError:
     lines = [mistake.text for mistake in sorted(dict.fromkeys(mistakes), key=lambda one: one.line)]
     count = "a mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
-    return MistakesError("\n".join([f"{target} has {count}; nothing was started.", *lines]), "docs/batch.md tells how.")
+    return MistakesError(
+        "\n".join([f"{target} has {count}; nothing was started.", *lines]), "How a batch is written: docs/batch.md."
+    )
 
 
 def _named(points: Sequence[Point], composed: TrainConfig) -> PlannedRun:
@@ -102,16 +104,21 @@ def _composed(
     layers = [(setting, _layer(setting)) for setting in settings]
     base = str(next((setting.value for setting in reversed(settings) if setting.key == "base"), "embedded"))
     base = str(over.values.get("base", base))
+    mistakes, good = list[Mistake](), list[config.Layer]()
     try:
         below = config.preset_layers(str(chosen.value), config.family_of(base))
-    except UserInputError as error:
-        return [Mistake.of(error, chosen.source)]
+    except UserInputError as error:  # and what else is wrong is told beside it
+        mistakes.append(Mistake.of(error, chosen.source))
+        below = config.preset_layers(config.DEFAULT_PRESET, config.family_of(base))
     try:
         fields = dict(schema.walk(config.method_in([*(layer for _, layer in layers), over])))
     except UserInputError as error:
         named = [s.source for s in settings if s.key in (schema.ADAPTER_KEY, f"{schema.ADAPTER_KEY}.method")]
-        return [Mistake.of(error, named[-1] if named else "--set")]
-    mistakes, good = list[Mistake](), list[config.Layer]()
+        mistakes.append(Mistake.of(error, named[-1] if named else "--set"))
+        if not named:
+            return mistakes
+        layers = [(s, layer) for s, layer in layers if s.key.partition(".")[0] != schema.ADAPTER_KEY]
+        fields = dict(schema.walk(config.method_in(below)))
     for setting, layer in layers:
         try:
             config.check_key(_method_key(setting.key), fields, setting.source)

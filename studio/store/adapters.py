@@ -57,7 +57,11 @@ def of_job(session: Session, job: str) -> LibraryAdapter | None:
 def listed(
     session: Session, text: str, *, tag: str, base: str, trashed: bool, limit: int | None
 ) -> list[LibraryAdapter]:
-    """Those that hold every word of the text, the newest first; `base`: its hash; "": any tag, any base."""
+    """Those that hold every word of the text, the newest first; "": any tag, any base.
+
+    Args:
+        base: its name, or how its hash begins.
+    """
     gone = LibraryAdapter.trashed_at
     query = select(LibraryAdapter).where(gone.is_not(None) if trashed else gone.is_(None))
     for word in _plain(text).split():
@@ -65,7 +69,8 @@ def listed(
     if tag:
         query = query.where(_holds(LibraryAdapter.tags, tag))
     if base:
-        query = query.where(LibraryAdapter.base_hash == base)
+        named, hashed = LibraryAdapter.base == base, LibraryAdapter.base_hash.startswith(base, autoescape=True)
+        query = query.where(named | hashed)
     return list(session.scalars(query.order_by(LibraryAdapter.seq.desc()).limit(limit)))
 
 

@@ -137,6 +137,10 @@ def test_resuming_what_was_never_started(pictures: Path, out: Path):
     assert "without --resume" in train(3, pictures, out, "--resume")
 
 
+def test_resuming_where_there_is_no_folder(tmp_path: Path):
+    assert "There is no run in" in refused(3, "train", "--resume", "--out", tmp_path / "nowhere")
+
+
 def test_resuming_without_naming_a_run():
     assert "--out" in refused(2, "train", "--resume")
 

@@ -93,6 +93,10 @@ def test_what_train_refuses_is_refused_before_it_waits(queue: Queue, pictures: P
         refused = studio("submit", pictures, *FLAGS, *more, "--no-worker")
         assert refused.exit_code == 2
         assert refused.stderr == studio("train", pictures, *FLAGS, *more).stderr
+    (tmp_path / "old" / "1.png").write_bytes(b"no picture")
+    for folder, sentence in ((tmp_path / "none", "There is no folder"), (tmp_path / "old", "1.png")):
+        refused = studio("submit", folder, *FLAGS, "--no-worker")
+        assert refused.exit_code != 0 and sentence in refused.stderr
     assert queue.list_jobs() == []
 
 

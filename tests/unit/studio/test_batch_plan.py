@@ -89,6 +89,15 @@ def test_every_mistake_is_told_once_with_its_line_and_the_nearest_key(folder: Pa
     assert len(told) == 5
 
 
+def test_an_unknown_preset_and_an_unknown_method_hide_no_other_mistake(folder: Path):
+    told = mistakes(
+        folder,
+        "defaults:\n  preset: quik\n  stepz: 20\n  adapter.rank: 2\ngrid:\n  subjects: pets/*\n  adapters: [doraa]\n",
+    )
+    starts = ("There is no preset 'quik'", "There is no key stepz", "There is no adapter method 'doraa'")
+    assert len(told) == 3 and all(line.startswith(start) for line, start in zip(told, starts, strict=True))
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

@@ -28,6 +28,11 @@ def told(library: Library, monkeypatch: pytest.MonkeyPatch) -> Any:
     return told
 
 
+def test_nothing_is_thrown_away_where_one_of_several_is_not_there(told: Any, library: Library, dog: str):
+    told("library", "trash", dog, "lib:ffff", code=3)
+    assert library.get_adapter(dog).trashed_at is None
+
+
 def test_an_adapter_is_named_by_its_id_wherever_a_path_could_stand(
     told: Any, library: Library, dog: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -39,6 +39,7 @@ def test_a_tag_is_meant_whole_and_a_base_by_its_hash(library: Library, dog: str,
     library.tag(cat, ["nightly"])
     assert names(library, tag="Night") == ["sks dog"]
     assert names(library, base="b") == ["zwx cat"]
+    assert names(library, base="%") == names(library, base="_") == []
     assert library.get_adapter(dog).tags == ["night"]
 
 

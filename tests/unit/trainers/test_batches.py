@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,6 +43,14 @@ def test_every_batch_is_full_and_every_picture_seen(batch_size: int):
     batches = epoch(plan)
     assert all(len(rows) == batch_size for _, rows in batches)
     assert {row for _, rows in batches for row in rows} == set(range(5))
+
+
+def test_validation_shows_every_picture_once_however_often_training_repeats_it():
+    repeated = replace(tensors(6), is_repeat=torch.tensor([False, True, True, False, True, False]))
+    plan = BatchPlan({Bucket(32, 32): repeated, Bucket(64, 32): tensors(2)}, batch_size=1, seed=0)
+    shown = sorted((bucket, row) for bucket, rows in epoch(plan.for_validation(1)) for row in rows)
+    assert shown == [(0, 0), (0, 3), (0, 5), (1, 0), (1, 1)]
+    assert plan.batches_per_epoch == 8
 
 
 def test_batches_depend_on_their_number_alone():

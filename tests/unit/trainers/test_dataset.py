@@ -72,6 +72,12 @@ def two_shapes(folder, save_picture) -> Path:
     return folder
 
 
+def test_rows_that_show_a_picture_again_are_marked(two_shapes: Path, cache: TensorCache):
+    buckets, _ = encoded(planned(two_shapes, repeats=2), cache)
+    marks = [bucket.is_repeat.tolist() for bucket in buckets.values() if bucket.is_repeat is not None]
+    assert sorted(marks) == [[False, True], [False, True, False, True]]
+
+
 # plans
 
 
