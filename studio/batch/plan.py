@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def plan(target: Path, preset: str | None = None, assignments: Sequence[str] = (
     mistakes += _outside(runs)
     if mistakes:
         raise _refusal(target, mistakes)
-    return Plan(target.absolute(), found.name, tuple(runs))
+    return Plan(target.absolute(), found.name, tuple(_told_apart(runs)))
 
 
 def _refusal(target: Path, mistakes: Iterable[Mistake]) -> MistakesError:
@@ -125,14 +126,34 @@ def _composed(
             good.append(layer)
         except UserInputError as error:
             mistakes.append(Mistake.of(error))
+    whole = _whole(below, good, over, "" if mistakes else _place(points))
+    return [*mistakes, *whole] if isinstance(whole, list) else mistakes or whole
+
+
+def _whole(
+    below: Sequence[config.Layer], good: Sequence[config.Layer], over: config.Layer, place: str
+) -> TrainConfig | list[Mistake]:
+    """`place`: of what no line is to blame for; "": such things are not told, as they follow from other mistakes."""
     try:
-        whole = config.compose([*below, *good, over])
+        return config.compose([*below, *good, over])
     except RefusedError as error:
-        told = [refusal for refusal in error.refusals if refusal.source is not None or not mistakes]
-        return mistakes + [Mistake.of(refusal.sentence, None if refusal.source else _place(points)) for refusal in told]
+        told = [refusal for refusal in error.refusals if refusal.source is not None or place]
+        return [Mistake.of(refusal.sentence, None if refusal.source else place) for refusal in told]
+    except StudioError as error:  # it names no line: without which one would it not be said?
+        for layer in reversed(good):
+            rest = [other for other in good if other is not layer]
+            if _refusal_of([*below, *rest, over]) != str(error):
+                others = _whole(below, rest, over, "")
+                return [Mistake.of(error, layer.source), *(others if isinstance(others, list) else [])]
+        return [Mistake.of(error, place)]
+
+
+def _refusal_of(layers: Sequence[config.Layer]) -> str:
+    try:
+        config.compose(layers)
     except StudioError as error:
-        return [*mistakes, Mistake.of(error, _place(points))]
-    return mistakes or whole
+        return str(error)
+    return ""
 
 
 def _preset_of(settings: Sequence[Setting], preset: str | None) -> tuple[Setting, list[Setting]]:
@@ -155,6 +176,14 @@ def _method_key(key: str) -> str:
 def _place(points: Sequence[Point]) -> str:
     """Where a run without a place of its own is made."""
     return next((point.source for point in points if point.source), "") or "the batch"
+
+
+def _told_apart(runs: Sequence[PlannedRun]) -> Iterator[PlannedRun]:
+    """Runs of one label are numbered."""
+    seen: Counter[str] = Counter()
+    for run in runs:
+        seen[run.label] += 1
+        yield run if seen[run.label] == 1 else replace(run, label=f"{run.label} ({seen[run.label]})")
 
 
 def _same_twice(runs: Sequence[PlannedRun]) -> Iterator[Mistake]:

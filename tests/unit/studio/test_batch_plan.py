@@ -89,6 +89,21 @@ def test_every_mistake_is_told_once_with_its_line_and_the_nearest_key(folder: Pa
     assert len(told) == 5
 
 
+def test_a_mistake_that_names_no_line_is_told_with_the_line_that_makes_it_and_beside_others(folder: Path):
+    told = mistakes(
+        folder,
+        "runs: [{subject: pets/rex}, {subject: pets/rex, seed: 1}]\ngrid:\n  optim.rule: [adamw]\n  steps: [0]\n",
+    )
+    assert len(told) == 2
+    assert told[0].startswith("There is no optimizer rule 'adamw' (from b.yaml:3)")
+    assert told[1] == "steps is 0 (from b.yaml:4): it must be at least 1."
+
+
+def test_runs_of_one_name_are_numbered(folder: Path):
+    (folder / "b.yaml").write_text("runs:\n- {name: a, subject: pets/rex}\n- {name: a, subject: pets/rex, steps: 3}\n")
+    assert [run.label for run in plan(folder / "b.yaml").runs] == ["a", "a (2)"]
+
+
 def test_an_unknown_preset_and_an_unknown_method_hide_no_other_mistake(folder: Path):
     told = mistakes(
         folder,
