@@ -39,7 +39,7 @@ def build(studio: Studio, live: Live, demo: gr.Blocks) -> Any:
     form = Form(studio)
     screen = _Screen(studio, form, Forms(studio.home / "scenes", Scene))
     scene_id, job_id = gr.Textbox(visible=False), gr.Textbox(visible=False)
-    shown = gr.State(_HISTORY)
+    shown, told = gr.State(_HISTORY), gr.State(Problems())
     plain_html('<div class="s-head"><h1>Create</h1><a href="/create?scene=new">Start anew</a></div>')
     with gr.Row(equal_height=False, elem_classes="s-create"):
         with gr.Column(min_width=320, scale=5, elem_classes="s-step"):
@@ -54,9 +54,12 @@ def build(studio: Studio, live: Live, demo: gr.Blocks) -> Any:
     loaded = demo.load(screen.load, scene_id, [scene_id, job_id, *form.outputs()], js=_RECALL, **_PRIVATE)
     loaded.then(None, scene_id, None, js=_REMEMBER, **private)
     _wire(screen, scene_id, chips, drop)
-    press.click(
-        screen.press, [scene_id, shown, *form.values()], [job_id, pictures, history, *form.outputs()], **_PRIVATE
+    pressed = press.click(
+        screen.press, [scene_id, shown, *form.values()], [told, job_id, pictures, history, *form.outputs()], **_PRIVATE
     )
+    # An event of its own: Gradio's browser side may take two answers that come together in the wrong order, and what
+    # the fields' last change said would then stand in the refusal's place.
+    pressed.then(screen.refused, [scene_id, told], form.said(), **_PRIVATE)
     pictures.click(screen.ask, [job_id, shown], [pictures, history], **_PRIVATE)
     history.click(screen.more, [job_id, shown], [shown, pictures, history], **_PRIVATE)
     return loaded
@@ -207,7 +210,11 @@ class _Screen:
             problems = scenes.start(self.studio, scene)
 
         scene = self.change(id, values, started)
-        return [scene.job, *self.pictures(scene.job, shown), *self.form.show(scene, problems)]
+        return [problems, scene.job, *self.pictures(scene.job, shown), *self.form.show(scene, problems)]
+
+    def refused(self, id: str, problems: Problems) -> list[Any]:
+        """What the press has said, once more."""
+        return self.form.told(self._scene(id), problems) if problems.fields else [gr.skip()] * len(self.form.said())
 
     def ask(self, job_id: str, shown: int, event: gr.EventData) -> list[str]:
         """Stop, resume, try again."""
