@@ -126,7 +126,7 @@ def trash(adapters: Ids) -> None:
     from studio.library import Library
 
     shelf = Library()
-    for id in [shelf.get_adapter(id).id for id in adapters]:  # one that is not there stops all, not some
+    for id in _all_of(shelf, adapters):
         typer.echo(shelf.trash(id).name)
 
 
@@ -136,8 +136,13 @@ def restore(adapters: Ids) -> None:
     from studio.library import Library
 
     shelf = Library()
-    for id in adapters:
+    for id in _all_of(shelf, adapters):
         typer.echo(shelf.restore(id).name)
+
+
+def _all_of(shelf: Library, adapters: list[str]) -> list[str]:
+    """Their whole ids, found before any is changed: one that is not there stops all, not some."""
+    return [shelf.get_adapter(id).id for id in adapters]
 
 
 @library.command()

@@ -174,7 +174,9 @@ def _stack(rows: list[EncodedItem], number: dict[str, int], device: torch.device
     masks = [row.mask for row in rows if row.mask is not None]
     time_ids = [torch.tensor([crop.time_ids for crop in row.item.crops], dtype=torch.float32) for row in rows]
     captions = [torch.tensor([number[caption] for caption in row.item.captions]) for row in rows]
-    paths = [row.item.picture.path for row in rows]
+    first: dict[Path, int] = {}
+    for index, row in enumerate(rows):
+        first.setdefault(row.item.picture.path, index)
     return BucketTensors(
         mean=_even([row.mean for row in rows], variants).to(device),
         std=_even([row.std for row in rows], variants).to(device),
@@ -182,7 +184,7 @@ def _stack(rows: list[EncodedItem], number: dict[str, int], device: torch.device
         time_ids=_even(time_ids, variants).to(device),
         captions=_even(captions, texts).to(device),
         is_prior=torch.tensor([row.item.is_prior for row in rows], device=device),
-        is_repeat=torch.tensor([path in paths[:row] for row, path in enumerate(paths)]),
+        is_repeat=torch.tensor([first[row.item.picture.path] != index for index, row in enumerate(rows)]),
     )
 
 

@@ -79,11 +79,11 @@ def _of_vaes(vaes: dict[str, AutoencoderKL], side: int, device: torch.device) ->
     """Seconds that each takes to encode and to decode one picture."""
     dtype = next(vaes["ours"].parameters()).dtype
     pixels = torch.rand(1, 3, side, side, device=device, dtype=dtype) * 2 - 1
-    latents = vaes["ours"].encode(pixels).latent_dist.mean  # pyright: ignore[reportAttributeAccessIssue]
+    latents = vaes["ours"].encode(pixels).latent_dist.mean
     ways: dict[str, Callable[[], None]] = {}
     for name, vae in vaes.items():
-        ways[f"VAE encodes, {name}"] = lambda vae=vae: vae.encode(pixels)  # pyright: ignore[reportAssignmentType]
-        ways[f"VAE decodes, {name}"] = lambda vae=vae: vae.decode(latents)  # pyright: ignore[reportAssignmentType]
+        ways[f"VAE encodes, {name}"] = lambda vae=vae: vae.encode(pixels)
+        ways[f"VAE decodes, {name}"] = lambda vae=vae: vae.decode(latents)
     return _medians(ways, 10, device)
 
 

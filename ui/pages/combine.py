@@ -53,11 +53,8 @@ def build(studio: Studio, live: Live, demo: gr.Blocks) -> Any:
     def pressed(id: str, texts: str, event: gr.EventData) -> list[Any]:
         return screen.pressed(id, texts, details(event))
 
-    def drawn(id: str, event: gr.EventData) -> list[Any]:
-        return screen.drawn(id, event)
-
     for name, part in parts.items():
-        heard = drawn if name == "regions" else changed
+        heard = screen.drawn if name == "regions" else changed
         part.input(heard, draft_id, outputs, **_IN_TURN)
         part.click(pressed, [draft_id, fields], outputs, js=combine_form.COLLECT, **_PRIVATE)
     loaded = demo.load(_loader(studio, forms), None, draft_id, **_PRIVATE)
